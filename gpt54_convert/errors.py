@@ -1,0 +1,31 @@
+"""Every error a user can meet: one sentence that says what, where, and what to do."""
+
+from __future__ import annotations
+
+
+class ConvertError(Exception):
+    """Something that the user can understand and mend; the CLI prints it and exits with 1."""
+
+    exit_code = 1
+
+
+class InputError(ConvertError):
+    """The input cannot be used: damaged, hostile, incomplete or of an unknown kind."""
+
+
+class UnsupportedError(ConvertError):
+    """The input is sound, but this version cannot do what was asked of it."""
+
+
+class OutputError(ConvertError):
+    """The output cannot be written: it exists already, the disk is full, no permission."""
+
+
+class UsageError(ConvertError):
+    """Options or recipe keys that make no sense together; the CLI exits with 2."""
+
+    exit_code = 2
+
+
+class InternalError(ConvertError):
+    """Two parts of this program disagree; a bug of ours, never of the user's."""
