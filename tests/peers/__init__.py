@@ -1,0 +1,1 @@
+"""Other projects' implementations, wrapped as independent oracles for tests and benchmarks."""
