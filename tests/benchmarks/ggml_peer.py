@@ -7,6 +7,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from peers.ggml import MISSING, TAKES_IMPORTANCE, available, dequantize, quantize  # noqa: E402
+from peers.ggml import MISSING, TAKES_IMPORTANCE, available, dequantize, quantize
 
 __all__ = ["MISSING", "TAKES_IMPORTANCE", "available", "dequantize", "quantize"]

@@ -16,9 +16,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 MISSING = "libggml is missing (pip install libggml-python): nothing was compared with ggml's own code"
-# Types whose C quantizer has a function of its own for an importance matrix.
+# Types whose C quantizer makes use of an importance matrix (Q8_0 and MXFP4 ignore it).
 TAKES_IMPORTANCE = frozenset(
-    "Q4_0 Q4_1 Q5_0 Q5_1 IQ4_NL Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_XS".split()  # not Q8_0, not MXFP4
+    ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 )
 
 
