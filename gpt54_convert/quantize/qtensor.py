@@ -42,6 +42,11 @@ class QTensor:
         rows, columns = self.codes.shape
         return rows, columns
 
+    def take_rows(self, rows: NDArray[np.intp] | slice) -> QTensor:
+        """Some rows, in the order given; groups never span rows, so nothing is recomputed."""
+        parts = (self.codes, self.scale, self.offset, self.super_scale, self.super_offset)
+        return QTensor(self.grid, *(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]
+
     def dequantize(self) -> NDArray[np.float32]:
         """The values that the codes stand for, [rows, columns] float32."""
         rows, columns = self.codes.shape
