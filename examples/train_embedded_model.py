@@ -63,7 +63,7 @@ def train_tokenizer(text: str, folder: Path) -> Tokenizer:
     tok.save(str(folder / "tokenizer.json"))
     names = {"pad_token": SPECIAL[0], "eos_token": SPECIAL[1], "unk_token": SPECIAL[2]}
     write_json(folder / "special_tokens_map.json", names)
-    extra = {"clean_up_tokenization_spaces": False, "model_max_length": 512}
+    extra = {"clean_up_tokenization_spaces": False}
     kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
     write_json(folder / "tokenizer_config.json", kind | names | extra)
     return tok
