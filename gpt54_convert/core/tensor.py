@@ -33,6 +33,9 @@ class LazyTensor:
     read: `read(start, stop)` gives rows [start, stop), shape [stop - start, *shape[1:]].
     grid: the grid's name where the source holds codes; `read` then gives dequantized float32.
     read_codes: `read_codes(start, stop)` gives those codes, for lossless copies.
+    storage, storage_bytes: what the source calls its type and how many bytes it holds there, where that is
+        not simply the dtype (a GGUF type without a grid of ours, packed codes).
+    row_align: chunks start at multiples of it (whole heads, where rows are permuted within heads).
     column_read: reading some rows costs as much as reading all of them (a transposed file layout).
     """
 
@@ -42,6 +45,9 @@ class LazyTensor:
     read: Callable[[int, int], NDArray[Any]]
     grid: str | None = None
     read_codes: Callable[[int, int], Quantized] | None = None
+    storage: str = ""
+    storage_bytes: int | None = None
+    row_align: int = 1
     column_read: bool = False
 
     @property
@@ -63,6 +69,16 @@ class LazyTensor:
         """Bytes of the whole tensor in its declared dtype."""
         return self.size * itemsize(self.dtype)
 
+    @property
+    def stored_as(self) -> str:
+        """The source's own name of the storage type, for people."""
+        return self.storage or self.grid or self.dtype
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes that the tensor takes in the source."""
+        return self.size_bytes if self.storage_bytes is None else self.storage_bytes
+
     def rows(self, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop) as stored, checked against what was declared.
 
@@ -82,10 +98,11 @@ class LazyTensor:
         return to_float32(self.rows(start, stop), self.dtype).reshape(stop - start, -1)
 
     def chunks(self, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int]]:
-        """Ranges of rows whose float32 form stays near `chunk_bytes` (16 times that for column reads)."""
+        """Ranges of rows whose float32 form stays near `chunk_bytes` (8 times that for column reads)."""
         if self.column_read:
-            chunk_bytes *= 16
+            chunk_bytes *= 8
         step = max(1, chunk_bytes // max(1, 4 * self.columns))
+        step = max(self.row_align, step - step % self.row_align)
         for start in range(0, self.row_count, step):
             yield start, min(start + step, self.row_count)
 

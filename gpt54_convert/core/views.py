@@ -48,6 +48,7 @@ def permuted_heads(tensor: LazyTensor, heads: int, inverse: bool = False) -> Laz
     codes = tensor.read_codes
     return replace(
         tensor,
+        row_align=size,
         read=gather(tensor.read, lambda data, wanted: data[wanted]),
         read_codes=codes and gather(codes, lambda q, wanted: q.take_rows(wanted)),
     )

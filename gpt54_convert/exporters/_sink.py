@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
+from gpt54_convert.quantize.grids import Grid
 from gpt54_convert.quantize.qtensor import QTensor
 
 
@@ -33,4 +36,35 @@ class Sink(Protocol):
 
     def close(self) -> list[Path]:
         """Finish all files in the folder it was opened on, and return them, largest part first."""
+        ...
+
+
+@dataclass(frozen=True)
+class SinkOptions:
+    """What an exporter is told besides the checkpoint.
+
+    name: the model's name, for metadata and file names.  label: the scheme's name (`int4`, `q4_k_m`).
+    pre: GGUF's `tokenizer.ggml.pre`, given by the user.  shard_bytes: the largest file, or None.
+    """
+
+    name: str
+    label: str
+    pre: str | None = None
+    shard_bytes: int | None = None
+
+
+class Exporter(Protocol):
+    """The module of one container in `exporters/`; its file name is the container's name."""
+
+    DESCRIPTION: str
+
+    def refuses(self, role: str, tensor: LazyTensor, grid: Grid) -> str | None:
+        """Why this container cannot store a weight of that role on that grid; None where it can."""
+        ...
+
+    def open_sink(self, checkpoint: Checkpoint, folder: Path, options: SinkOptions) -> Sink:
+        """Lay the artifact out; no file is touched before the first `put`.
+
+        Raises UnsupportedError for a model that this container cannot hold.
+        """
         ...

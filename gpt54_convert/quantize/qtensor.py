@@ -47,6 +47,24 @@ class QTensor:
         parts = (self.codes, self.scale, self.offset, self.super_scale, self.super_offset)
         return QTensor(self.grid, *(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]
 
+    def affine(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """The same values as one formula for every grid: levels[codes] * scale + offset.
+
+        Levels [2**bits], scale and offset [rows, groups]; float32, equal to `dequantize` up to rounding.
+        """
+        name = self.grid.name
+        if name in ("iq4_nl", "iq4_xs"):
+            levels = IQ4_LEVELS
+        elif name == "mxfp4":
+            levels = E2M1_LEVELS
+        else:
+            centre = 1 << (self.grid.bits - 1) if self.grid.symmetric else 0
+            levels = np.arange(1 << self.grid.bits, dtype=np.float32) - np.float32(centre)
+        scale, offset = self._scales()
+        if offset is None and self.offset is not None:
+            offset = -scale * self.offset.astype(np.float32)
+        return levels, scale, np.zeros_like(scale) if offset is None else offset
+
     def dequantize(self) -> NDArray[np.float32]:
         """The values that the codes stand for, [rows, columns] float32."""
         rows, columns = self.codes.shape

@@ -1,0 +1,112 @@
+"""What `quantize` and `convert` share: run the recipe or show its plan, and print what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gpt54_convert.cli._options import resolve_model
+from gpt54_convert.cli._terminal import TerminalReport, print_json, print_table, size_text
+
+_HEADER = ("tensors", "grid", "count", "weights", "bpw", "before", "after", "rel. error")
+
+
+def do(
+    step: Any, export: Any, model: Path | None, dry_run: bool, as_json: bool, report: TerminalReport
+) -> None:
+    """Run or plan one recipe."""
+    from gpt54_convert.recipe import Recipe
+
+    recipe = Recipe(resolve_model(model), step, export)
+    if model is None:
+        report.note(f"no MODEL given: using the embedded model {recipe.source.name}")
+    if dry_run:
+        _plan(recipe, as_json, report)
+        return
+    from gpt54_convert import pipeline
+
+    artifacts = pipeline.run(recipe, report)
+    if as_json:
+        print_json(
+            {
+                "schema": "gpt54-convert/artifacts/1",
+                "source": str(recipe.source),
+                "artifacts": [_as_dict(artifact) for artifact in artifacts],
+            }
+        )
+        return
+    for artifact in artifacts:
+        if not report.quiet:
+            _print(f"{artifact.container}: {artifact.label}", artifact.tensors, artifact.totals, report)
+            click.echo("\n".join(f"  {path}" for path in artifact.files) + "\n")
+
+
+def _plan(recipe: Any, as_json: bool, report: TerminalReport) -> None:
+    from gpt54_convert import dry_run
+
+    found = dry_run.describe(recipe, report)
+    if as_json:
+        print_json(found)
+        return
+    for artifact in found["artifacts"]:
+        title = f"{artifact['container']}: {artifact['scheme']} (plan, nothing is written)"
+        rows = [
+            (row["name"], row["role"], row["grid"], str(row["shape"]), row.get("reason", ""))
+            for row in artifact["tensors"]
+        ]
+        print_table(title, ("tensor", "role", "grid", "shape", "why"), rows)
+        click.echo(f"  exact size: {artifact['totals']['size_bytes']:,} bytes")
+    click.echo(f"  peak memory: about {size_text(found['peak_memory_bytes'])}")
+    free = size_text(found["disk_free_bytes"])
+    verdict = "enough" if found["disk_enough"] else "NOT enough"
+    click.echo(f"  disk: {free} free at {recipe.export.output}, {verdict}")
+
+
+def _as_dict(artifact: Any) -> dict[str, Any]:
+    return {
+        "container": artifact.container,
+        "scheme": artifact.label,
+        "folder": str(artifact.folder),
+        "files": [str(path) for path in artifact.files],
+        "totals": artifact.totals,
+        "tensors": artifact.tensors,
+    }
+
+
+def _print(
+    title: str, tensors: Sequence[Mapping[str, Any]], totals: Mapping[str, Any], report: TerminalReport
+) -> None:
+    from gpt54_convert.summary import groups, reasons
+
+    rows = [
+        (
+            group.role,
+            group.grid,
+            str(group.count),
+            f"{group.weights:,}",
+            f"{group.bits_per_weight:.2f}",
+            size_text(group.before_bytes),
+            size_text(group.after_bytes),
+            f"{group.relative_error:.4f}" if group.relative_error else "0",
+        )
+        for group in groups(tensors)
+    ]
+    before = sum(group.before_bytes for group in groups(tensors))
+    rows.append(
+        (
+            "all files",
+            "",
+            str(len(tensors)),
+            f"{totals['parameters']:,}",
+            f"{totals['bits_per_weight']:.2f}",
+            size_text(before),
+            size_text(totals["size_bytes"]),
+            "",
+        )
+    )
+    print_table(title, _HEADER, rows, numbers=6)
+    for reason, names in reasons(tensors).items():
+        report.note(f"{len(names)} tensors stay apart from the scheme ({reason}): {names[0]}, …")

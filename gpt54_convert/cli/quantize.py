@@ -1,0 +1,29 @@
+"""`gpt54-convert quantize`: weights to few bits, in every container that can hold them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gpt54_convert.cli._job import do
+from gpt54_convert.cli._options import build, model_argument, options_of, output_options
+from gpt54_convert.cli._terminal import TerminalReport
+from gpt54_convert.recipe import Export, Quantize
+
+
+@click.command("quantize")
+@model_argument
+@options_of(Quantize, Export)
+@click.option("--dry-run", is_flag=True, help="Print the plan, sizes and memory; write nothing.")
+@output_options
+def command(
+    model: Path | None, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **values: Any
+) -> None:
+    """Quantize MODEL (a HF folder, .safetensors, .gguf, .bin); without MODEL, the embedded one.
+
+    Examples: `quantize --bits 4`, `quantize my-llama --scheme q4_k_m --to gguf -o out`.
+    """
+    report = TerminalReport(quiet, verbose)
+    do(build(Quantize, values), build(Export, values), model, dry_run, as_json, report)

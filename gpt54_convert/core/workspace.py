@@ -1,0 +1,131 @@
+"""Outputs appear whole or not at all, and nothing that exists is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpt54_convert.errors import OutputError
+
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def staged(output: Path, names: Sequence[str], overwrite: bool) -> Iterator[Path]:
+    """A temporary folder inside `output`; what is written to its subfolders `names` moves there at the end.
+
+    Nothing moves after an exception (Ctrl-C included), and the temporary folder goes.  An existing subfolder
+    is replaced only if `overwrite`, and only one that this tool wrote (it holds our manifest).
+    Raises OutputError where something is in the way or cannot be written.
+    """
+    created = _make(output)
+    check_free(output, names, overwrite)
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=output))
+    except OSError as error:
+        raise as_output_error(error, output) from error
+    try:
+        for name in names:
+            (temporary / name).mkdir()
+        yield temporary
+        _publish(temporary, output, names)
+    except OSError as error:
+        raise as_output_error(error, output) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in created:  # only those still empty: nothing was published
+            try:
+                folder.rmdir()
+            except OSError:
+                break
+
+
+def check_free(output: Path, names: Sequence[str], overwrite: bool) -> None:
+    """Raise OutputError if a subfolder is in the way of what will be published."""
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file; -o names the folder that artifacts are written to")
+    for name in names:
+        target = output / name
+        if not target.exists() and not target.is_symlink():
+            continue
+        if not overwrite:
+            raise OutputError(f"{target} exists; name another folder with -o, or add --overwrite")
+        if target.is_symlink() or not target.is_dir() or not _ours(target):
+            raise OutputError(
+                f"{target} was not written by gpt54-convert (no {MANIFEST} of ours in it), so --overwrite "
+                "leaves it alone; move it away or name another folder with -o"
+            )
+
+
+def check_space(folder: Path, size_bytes: int) -> None:
+    """Raise OutputError if the disk behind `folder` (or its nearest existing parent) has no room."""
+    free = free_bytes(folder)
+    if free < size_bytes:
+        raise OutputError(
+            f"the disk of {folder} has {free:,} bytes free and the artifacts need {size_bytes:,}; free some "
+            "room or name a folder on another disk with -o"
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the disk behind `folder` or its nearest existing parent."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def as_output_error(error: OSError, where: Path) -> OutputError:
+    """An operating system's refusal as one sentence."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"the disk of {where} is full; nothing was written, free some room and run again")
+    return OutputError(f"cannot write to {error.filename or where}: {error.strerror or error}")
+
+
+def _make(output: Path) -> list[Path]:
+    """Create `output` and its missing parents; gives those created, innermost first."""
+    missing = [path for path in (output, *output.parents) if not path.exists()]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if output.exists() and not output.is_dir():
+            raise OutputError(
+                f"{output} is a file; -o names the folder that artifacts are written to"
+            ) from error
+        raise as_output_error(error, output) from error
+    return missing
+
+
+def _ours(folder: Path) -> bool:
+    try:
+        with open(folder / MANIFEST, "rb") as file:
+            found = json.loads(file.read(1 << 28))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and str(found.get("schema", "")).startswith("gpt54-convert/")
+
+
+def _publish(temporary: Path, output: Path, names: Sequence[str]) -> None:
+    """Move finished subfolders into place; if one move fails, those already replaced are put back."""
+    old = temporary / ".old"
+    old.mkdir()
+    done: list[str] = []
+    try:
+        for name in names:
+            if (output / name).exists():
+                os.rename(output / name, old / name)
+            done.append(name)
+            os.rename(temporary / name, output / name)
+    except BaseException:
+        for name in done:
+            if (output / name).exists():
+                os.rename(output / name, temporary / name)
+            if (old / name).exists():
+                os.rename(old / name, output / name)
+        raise

@@ -1,0 +1,70 @@
+"""manifest.json: what an artifact is, what it was made from, and how far each tensor is from its source.
+
+No time and no machine stands in it: the same input and recipe give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gpt54_convert import __version__
+from gpt54_convert.core.workspace import MANIFEST
+
+SCHEMA = "gpt54-convert/manifest/1"
+_CHUNK = 1 << 20
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def file_entries(paths: Sequence[Path], root: Path) -> list[dict[str, Any]]:
+    """Name (relative to `root`), size and SHA-256 of each file."""
+    return [
+        {
+            "name": path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name,
+            "size_bytes": path.stat().st_size,
+            "sha256": sha256(path),
+        }
+        for path in paths
+    ]
+
+
+def write(
+    folder: Path,
+    source: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    container: str,
+    tensors: Sequence[Mapping[str, Any]],
+    totals: Mapping[str, Any],
+) -> Path:
+    """Hash every file of `folder` and write its manifest; returns the manifest's path."""
+    outputs = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    content = {
+        "schema": SCHEMA,
+        "tool": {"name": "gpt54-convert", "version": __version__},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "numba", "gguf", "safetensors")},
+        },
+        "container": container,
+        "source": source,
+        "recipe": recipe,
+        "totals": totals,
+        "outputs": file_entries(outputs, folder),
+        "tensors": tensors,
+    }
+    path = folder / MANIFEST
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path

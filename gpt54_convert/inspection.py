@@ -1,0 +1,54 @@
+"""What a checkpoint is, from its headers alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpt54_convert import archs
+from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.quantize.assign import place
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Architecture, sizes, storage and every tensor, as one JSON-able object; sizes in bytes."""
+    architecture = archs.by_name(checkpoint.architecture) if checkpoint.architecture else None
+    tensors = [
+        {
+            "name": name,
+            "role": place(checkpoint, name).role,
+            "grid": tensor.stored_as,
+            "shape": list(tensor.shape),
+            "size_bytes": tensor.source_bytes,
+        }
+        for name, tensor in checkpoint.tensors.items()
+    ]
+    size = sum(tensor.source_bytes for tensor in checkpoint.tensors.values())
+    return {
+        "schema": "gpt54-convert/inspect/1",
+        "path": str(checkpoint.source.path),
+        "container": checkpoint.source.container,
+        "architecture": checkpoint.architecture,
+        "kind": architecture.kind if architecture else None,
+        "model_type": checkpoint.config.get("model_type"),
+        "parameters": checkpoint.parameter_count,
+        "size_bytes": size,
+        "bits_per_weight": round(8 * size / max(1, checkpoint.parameter_count), 4),
+        "sizes": architecture.sizes(checkpoint.config) if architecture else {},
+        "tokenizer_files": sorted(checkpoint.tokenizer),
+        "grids": _grids(checkpoint),
+        "tensors": tensors,
+    }
+
+
+def _grids(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for tensor in checkpoint.tensors.values():
+        row = found.setdefault(
+            tensor.stored_as, {"grid": tensor.stored_as, "tensors": 0, "weights": 0, "size_bytes": 0}
+        )
+        row["tensors"] += 1
+        row["weights"] += tensor.size
+        row["size_bytes"] += tensor.source_bytes
+    for row in found.values():
+        row["bits_per_weight"] = round(8 * row["size_bytes"] / max(1, row["weights"]), 4)
+    return sorted(found.values(), key=lambda row: -row["size_bytes"])

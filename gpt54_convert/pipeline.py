@@ -1,0 +1,167 @@
+"""The main flow: load, plan, write every container in one pass over the weights, publish."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from gpt54_convert import loaders
+from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.core.report import Advance, Report
+from gpt54_convert.core.tensor import LazyTensor
+from gpt54_convert.core.workspace import check_free, check_space, staged
+from gpt54_convert.exporters import card, manifest
+from gpt54_convert.exporters._sink import Sink
+from gpt54_convert.plan import ContainerPlan, plan
+from gpt54_convert.quantize.qtensor import QTensor
+from gpt54_convert.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What was written: the folder of one container, with its manifest's tensors and totals."""
+
+    container: str
+    label: str
+    folder: Path
+    files: tuple[Path, ...]
+    tensors: tuple[Mapping[str, Any], ...]
+    totals: Mapping[str, Any]
+
+
+def run(recipe: Recipe, report: Report) -> list[Artifact]:
+    """Do the whole job; nothing is left in the output folder unless all of it succeeds.
+
+    Raises a ConvertError for whatever the user can mend.
+    """
+    checkpoint = loaders.load(recipe.source)
+    plans = plan(recipe, checkpoint, report)
+    names = [planned.container for planned in plans]
+    check_free(recipe.export.output, names, recipe.export.overwrite)
+    check_space(recipe.export.output, sum(planned.sink(Path()).size_bytes for planned in plans))
+    with staged(recipe.export.output, names, recipe.export.overwrite) as folder:
+        sinks = [planned.sink(folder / planned.container) for planned in plans]
+        write(sinks, report, recipe.export.threads)
+        for sink in sinks:
+            sink.close()
+        source = _source_entry(checkpoint, report)
+        for planned in plans:
+            _finish(planned, folder / planned.container, source, recipe)
+        made = [_artifact(planned, folder, recipe.export.output) for planned in plans]
+    return made
+
+
+def write(sinks: Sequence[Sink], report: Report, threads: int = 0) -> None:
+    """Read every chunk of rows once, solve it once, and hand it to every sink that stores it the same way."""
+    work = list(_shared(sinks))
+    total = sum(4 * group[0][1].size for group in work)
+    workers = threads or len(os.sched_getaffinity(0))
+    pending: set[Future[int]] = set()
+    with report.progress("writing", total) as advance, ThreadPoolExecutor(workers) as pool:
+        try:
+            for group in work:
+                for start, stop in group[0][1].chunks():
+                    pending.add(pool.submit(_move, group, start, stop))
+                    if len(pending) > 2 * workers:  # bounds what waits, not what runs
+                        pending = _collect(pending, advance)
+            while pending:
+                pending = _collect(pending, advance)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+Group = list[tuple[Sink, LazyTensor]]
+
+
+def _shared(sinks: Sequence[Sink]) -> Iterator[Group]:
+    """Views of all sinks, those that read the very same rows together, in the first sink's order."""
+    groups: dict[int, Group] = {}
+    for sink in sinks:
+        for view in sink.views():
+            groups.setdefault(id(view.read_codes or view.read), []).append((sink, view))
+    return iter(groups.values())
+
+
+def _move(group: Group, start: int, stop: int) -> int:
+    view = group[0][1]
+    rows: QTensor | Any
+    if view.read_codes is not None and view.grid is not None:
+        rows = cast(QTensor, view.read_codes(start, stop))
+    else:
+        rows = view.rows(start, stop)
+    for sink, stored in group:
+        sink.put(stored.name, start, stop, rows)
+    return 4 * (stop - start) * view.columns
+
+
+def _collect(pending: set[Future[int]], advance: Advance) -> set[Future[int]]:
+    done, waiting = wait(pending, return_when=FIRST_COMPLETED)
+    for future in done:
+        advance(future.result())
+    return waiting
+
+
+def _source_entry(checkpoint: Checkpoint, report: Report) -> dict[str, Any]:
+    """Path, container and hashes of everything that was read."""
+    source = checkpoint.source
+    root = source.path if source.path.is_dir() else source.path.parent
+    entries = []
+    with report.progress("hashing the source", sum(path.stat().st_size for path in source.files)) as advance:
+        for path in source.files:
+            entries += manifest.file_entries([path], root)
+            advance(entries[-1]["size_bytes"])
+    return {"path": str(source.path.absolute()), "container": source.container, "files": entries}
+
+
+def _finish(planned: ContainerPlan, folder: Path, source: dict[str, Any], recipe: Recipe) -> None:
+    """Write the card and the manifest of one container's folder."""
+    tensors, totals = tensor_rows(planned), totals_of(planned)
+    card.write(folder, planned.checkpoint, planned.options, planned.container, tensors, totals)
+    details = {**recipe.to_dict(), "scheme": planned.label}
+    manifest.write(folder, source, details, planned.container, tensors, totals)
+
+
+def tensor_rows(planned: ContainerPlan) -> list[dict[str, Any]]:
+    """Name, role, shape, grid, bits per weight and relative error of every tensor."""
+    rows = []
+    for name, tensor in planned.checkpoint.tensors.items():
+        found = planned.assignments[name]
+        row: dict[str, Any] = {
+            "name": name,
+            "role": found.role,
+            "shape": list(tensor.shape),
+            "grid": found.grid.name,
+            "bits_per_weight": round(found.grid.bpw(tensor.columns), 4),
+            "source_bytes": planned.source_bytes[name],
+            "relative_error": float(f"{planned.tallies[name].relative:.6g}"),
+        }
+        if found.reason:
+            row["reason"] = found.reason
+        rows.append(row)
+    return rows
+
+
+def totals_of(planned: ContainerPlan) -> dict[str, Any]:
+    """Parameters, bytes and bits per weight of one artifact (its weights' files; the card comes on top)."""
+    size = planned.sink(Path()).size_bytes
+    count = planned.checkpoint.parameter_count
+    return {"parameters": count, "size_bytes": size, "bits_per_weight": round(8 * size / max(1, count), 4)}
+
+
+def _artifact(planned: ContainerPlan, staging: Path, output: Path) -> Artifact:
+    folder = staging / planned.container
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    final = output / planned.container
+    return Artifact(
+        planned.container,
+        planned.label,
+        final,
+        tuple(final / path for path in files),
+        tuple(tensor_rows(planned)),
+        totals_of(planned),
+    )

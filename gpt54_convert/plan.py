@@ -1,0 +1,164 @@
+"""From a recipe and a checkpoint to what each container will hold, before anything is read or written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from gpt54_convert.core import discover
+from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.core.report import Report
+from gpt54_convert.core.tensor import LazyTensor
+from gpt54_convert.errors import ConvertError, UnsupportedError, UsageError
+from gpt54_convert.exporters._sink import Exporter, Sink, SinkOptions
+from gpt54_convert.quantize.assign import Assignment, assign, parse_keep, place
+from gpt54_convert.quantize.encode import on_grid, solver
+from gpt54_convert.quantize.error import ErrorTally
+from gpt54_convert.quantize.grids import FLOAT, Grid, grid
+from gpt54_convert.quantize.schemes import Scheme, scheme
+from gpt54_convert.recipe import Quantize, Recipe, parse_size
+
+EXPORTERS = "gpt54_convert.exporters"
+_HELPERS = ("manifest", "card")
+
+
+@dataclass(frozen=True)
+class ContainerPlan:
+    """One artifact to be: its container, the scheme, each tensor's grid, and the laid-out sink."""
+
+    container: str
+    label: str
+    assignments: Mapping[str, Assignment]
+    tallies: Mapping[str, ErrorTally]
+    source_bytes: Mapping[str, int]
+    checkpoint: Checkpoint
+    options: SinkOptions
+
+    def sink(self, folder: Path) -> Sink:
+        """The artifact laid out in `folder`."""
+        return exporter(self.container).open_sink(self.checkpoint, folder, self.options)
+
+
+@dataclass
+class _Views:
+    """Tensors on their grids, made once per (tensor, grid), so that containers can share codes."""
+
+    method: str
+    made: dict[tuple[str, str], tuple[LazyTensor, ErrorTally]] = field(default_factory=dict)
+
+    def get(self, tensor: LazyTensor, target: Grid) -> tuple[LazyTensor, ErrorTally]:
+        key = (tensor.name, target.name)
+        if key not in self.made:
+            tally = ErrorTally()
+            self.made[key] = (on_grid(tensor, target, solver(self.method), tally), tally)
+        return self.made[key]
+
+
+def containers() -> tuple[str, ...]:
+    """The containers that this version can write."""
+    return tuple(name for name in discover.names(EXPORTERS) if name not in _HELPERS)
+
+
+def exporter(name: str) -> Exporter:
+    """The exporter of one container.  Raises UsageError for one that this version cannot write."""
+    if name not in containers():
+        raise UsageError(f"unknown container {name!r}: --to takes {', '.join(containers())}")
+    return cast(Exporter, discover.load(EXPORTERS, name))
+
+
+def plan(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> list[ContainerPlan]:
+    """What each container of the recipe will hold.
+
+    A container that was asked for by name and cannot be written raises; one that was merely implied is
+    skipped with a note, unless none remains.
+    """
+    asked = tuple(dict.fromkeys(recipe.export.to))
+    views = _Views(recipe.step.method if isinstance(recipe.step, Quantize) else "rtn")
+    plans: list[ContainerPlan] = []
+    problems: list[tuple[str, ConvertError]] = []
+    for name in asked or containers():
+        exporter(name)
+        try:
+            plans.append(_plan_one(name, recipe, checkpoint, views))
+        except UnsupportedError as error:
+            if asked:
+                raise
+            problems.append((name, error))
+    if not plans:
+        raise problems[0][1] if len(problems) == 1 else UnsupportedError(_join(problems))
+    for name, problem in problems:
+        report.note(f"no {name} written: {problem}")
+    return plans
+
+
+def _join(problems: list[tuple[str, ConvertError]]) -> str:
+    return "no container can be written: " + "; ".join(f"{name}: {error}" for name, error in problems)
+
+
+def _plan_one(name: str, recipe: Recipe, checkpoint: Checkpoint, views: _Views) -> ContainerPlan:
+    refuses = exporter(name).refuses
+    if not recipe.step.schemes:
+        assignments, label = _as_source(checkpoint, name), "keep"
+    else:
+        chosen = _scheme_for(name, recipe.step.schemes)
+        keep = parse_keep(recipe.step.keep) if isinstance(recipe.step, Quantize) else {}
+        assignments, label = assign(checkpoint, chosen, keep, refuses), chosen.name
+        _check_use(name, chosen, assignments)
+    made = {key: views.get(checkpoint.tensors[key], found.grid) for key, found in assignments.items()}
+    options = SinkOptions(
+        name=recipe.export.name or model_name(checkpoint),
+        label=label,
+        pre=recipe.export.pre,
+        shard_bytes=parse_size(recipe.export.shard_size) if recipe.export.shard_size else None,
+    )
+    planned = ContainerPlan(
+        name,
+        label,
+        assignments,
+        {key: tally for key, (_, tally) in made.items()},
+        {key: tensor.source_bytes for key, tensor in checkpoint.tensors.items()},
+        checkpoint.with_tensors({key: tensor for key, (tensor, _) in made.items()}),
+        options,
+    )
+    planned.sink(Path())  # laying it out finds what this container cannot hold
+    return planned
+
+
+def _scheme_for(container: str, names: tuple[str, ...]) -> Scheme:
+    for name in names:
+        if container in scheme(name).containers:
+            return scheme(name)
+    homes = " and ".join(scheme(names[0]).containers)
+    raise UnsupportedError(f"{container} cannot hold {' or '.join(names)} (that scheme is for {homes})")
+
+
+def _as_source(checkpoint: Checkpoint, container: str) -> dict[str, Assignment]:
+    """Every tensor as the source has it; codes that the container cannot hold become exact float32."""
+    refuses = exporter(container).refuses
+    found = {}
+    for name, tensor in checkpoint.tensors.items():
+        role = place(checkpoint, name).role
+        own = grid(tensor.grid or (tensor.dtype if tensor.dtype in ("float16", "bfloat16") else "float32"))
+        problem = refuses(role, tensor, own) if own.kind != FLOAT else None
+        reason = f"{own.name}: {problem}" if problem else ""
+        found[name] = Assignment(name, role, grid("float32") if problem else own, reason)
+    return found
+
+
+def _check_use(container: str, chosen: Scheme, assignments: Mapping[str, Assignment]) -> None:
+    """A quantizing scheme of which nothing is left in this container is not what the user asked for."""
+    if grid(chosen.default).kind == FLOAT or any(a.grid.kind != FLOAT for a in assignments.values()):
+        return
+    reason = next((a.reason for a in assignments.values() if a.reason), "no matrix in this model")
+    raise UnsupportedError(f"{container} cannot hold any weight of this model as {chosen.name} ({reason})")
+
+
+def model_name(checkpoint: Checkpoint) -> str:
+    """A name for the model: the source's own, else that of its folder or file."""
+    own: Any = checkpoint.config.get("_name_or_path")
+    path = checkpoint.source.path.absolute()
+    if isinstance(own, str) and own.strip("./") and not own.startswith(("/", ".")):
+        return own.rstrip("/").rsplit("/", 1)[-1]
+    return path.stem if path.is_file() else path.name

@@ -1,0 +1,115 @@
+"""A whole job as data: the fields of these classes are the command line's options and a recipe's keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt54_convert.errors import UsageError
+from gpt54_convert.quantize.schemes import BITS, SCHEMES
+
+DTYPES = ("keep", "float32", "float16", "bfloat16")
+
+
+def option(default: Any, help_text: str, **extra: Any) -> Any:
+    """A field with the words that help, docs and recipes show for it.
+
+    extra: `flags` (further names), `choices`, `metavar`.
+    """
+    return dataclasses.field(default=default, metadata={"help": help_text, **extra})
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Round weights to few bits."""
+
+    bits: int | None = option(
+        None, "Bits per weight code: each container gets its scheme of that many.", choices=tuple(BITS)
+    )
+    scheme: str | None = option(
+        None, "A named mix of grids, or a grid for every matrix (`list schemes`).", metavar="NAME"
+    )
+    method: str = option(
+        "search", "How codes are chosen: rtn (rounding) or search (best scales).", metavar="NAME"
+    )
+    keep: tuple[str, ...] = option(
+        (), "Put a role on a grid of your own, e.g. head=q8_0, 'ffn.*'=float16.", metavar="ROLE=GRID"
+    )
+
+    def __post_init__(self) -> None:
+        if self.bits is not None and self.scheme is not None:
+            raise UsageError("--bits and --scheme both choose the grids; give one of them")
+        if self.bits is not None and self.bits not in BITS:
+            raise UsageError(f"--bits {self.bits} is not one of {', '.join(map(str, BITS))}")
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """Scheme names in order of preference; a container takes the first that is meant for it."""
+        return (self.scheme,) if self.scheme else BITS[self.bits or 4]
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Copy weights as floats."""
+
+    dtype: str = option("keep", "Float type of the weights; keep is the source's own.", choices=DTYPES)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UsageError(f"--dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        return (self.dtype,) if self.dtype in SCHEMES else ()
+
+
+@dataclass(frozen=True)
+class Export:
+    """Where artifacts go and how their files are cut."""
+
+    output: Path = option(  # noqa: RUF009 - a frozen field's description, not a shared default
+        Path("dist"), "Folder for the artifacts, one subfolder a container.", flags=("-o",), metavar="DIR"
+    )
+    to: tuple[str, ...] = option((), "Container to write; repeat for several. Default: all that can hold it.")
+    overwrite: bool = option(False, "Replace artifacts that an earlier run wrote.")
+    name: str | None = option(None, "Model name in metadata and file names.", metavar="NAME")
+    shard_size: str | None = option(
+        None, "Largest file, e.g. 2GB; a larger artifact is cut into shards.", metavar="SIZE"
+    )
+    pre: str | None = option(None, "GGUF's tokenizer.ggml.pre, where it cannot be told.", metavar="NAME")
+    threads: int = option(0, "Worker threads; 0 takes one per core.", metavar="N")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Load `source`, apply `step`, write artifacts."""
+
+    source: Path
+    step: Quantize | Convert
+    export: Export
+
+    def to_dict(self) -> dict[str, Any]:
+        """What decides the artifacts' bytes, for the manifest."""
+        step = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in vars(self.step).items()
+        }
+        export = {key: getattr(self.export, key) for key in ("name", "shard_size", "pre")}
+        return {type(self.step).__name__.lower(): step, "export": export}
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `2GB`, `500M`, `1.5GiB`.  Raises UsageError for anything else."""
+    lowered = text.strip().lower().removesuffix("b")
+    digits = lowered.rstrip("kmgi")
+    try:
+        size = int(float(digits) * _UNITS[lowered[len(digits) :]])
+    except (ValueError, KeyError, OverflowError):
+        raise UsageError(f"{text!r} is not a size; write it as 2GB, 500MB or 1.5GiB") from None
+    if size < 1 << 16:
+        raise UsageError(f"{text!r} is too small for a shard; the smallest is 64KiB")
+    return size
