@@ -1,0 +1,196 @@
+"""What both superblock kernels share: sixteen groups side by side, and arithmetic on their scales.
+
+A tile is sixteen groups of a row, transposed, so that lane g of vector j holds element j of group g: one
+superblock of sixteen groups of 16, or two of eight groups of 32.  A number of a whole superblock stands in
+each of its lanes.  Tile arrays are flat float32 of 16 · group elements.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt54_convert.quantize.kernels.jit import kernel
+from gpt54_convert.quantize.kernels.lanes import (
+    eleven_bits,
+    fma,
+    interleave_high,
+    interleave_low,
+    load,
+    lower,
+    magnitude,
+    rint,
+    select,
+    splat,
+    store,
+    store_bytes,
+    swap,
+    upper,
+)
+
+WIDTH = 16
+SUPERBLOCK = 256
+# Beyond what any type's largest float16 scale can reach, and still safe to square and sum in float32.
+LARGEST = 1e9
+# Float16's extremes: largest finite, smallest normal, smallest subnormal.
+HALF_MAX, HALF_NORMAL, HALF_TINY = 65504.0, 2.0**-14, 2.0**-24
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+Lanes = Any  # sixteen float32, known to Numba only
+
+
+class Source(NamedTuple):
+    """What is quantized: weight, flat; importance of the columns, the first 256 repeated at the end."""
+
+    weight: Floats
+    importance: Floats
+
+
+class Tile(NamedTuple):
+    """Scratch: x and w are the transposed weights and importances, y the codes; a and b are spare."""
+
+    x: Floats
+    w: Floats
+    y: Floats
+    a: Floats
+    b: Floats
+
+
+class Moments(NamedTuple):
+    """Of each group: sums of w, w·x, w·x², the least and greatest x; `bad` is not 0 where x is not finite."""
+
+    w: Lanes
+    wx: Lanes
+    wxx: Lanes
+    least: Lanes
+    greatest: Lanes
+    bad: Lanes
+
+
+@kernel
+def new_tile(group: int) -> Tile:
+    """Scratch for tiles of sixteen groups of `group` (16 or 32) elements."""
+    size = WIDTH * group
+    x, w, y = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
+    return Tile(x, w, y, np.empty(SUPERBLOCK, np.float32), np.empty(SUPERBLOCK, np.float32))
+
+
+@kernel
+def transpose(source: Floats, start: int, stride: int, target: Floats, to: int, spare: Floats) -> None:
+    """target[to + 16 j + g] = source[start + stride g + j] for j, g < 16: four rounds of perfect shuffles."""
+    for i in range(WIDTH):
+        store(target, to + WIDTH * i, load(source, start + stride * i))
+    for _ in range(2):
+        for i in range(8):
+            x, y = load(target, to + WIDTH * i), load(target, to + WIDTH * (i + 8))
+            store(spare, 2 * WIDTH * i, interleave_low(x, y))
+            store(spare, 2 * WIDTH * i + WIDTH, interleave_high(x, y))
+        for i in range(8):
+            x, y = load(spare, WIDTH * i), load(spare, WIDTH * (i + 8))
+            store(target, to + 2 * WIDTH * i, interleave_low(x, y))
+            store(target, to + 2 * WIDTH * i + WIDTH, interleave_high(x, y))
+
+
+@kernel
+def read_tile(source: Source, start: int, group: int, tile: Tile) -> Moments:
+    """Fill tile.x and tile.w with the sixteen groups from element `start` on; clamps x to ±LARGEST."""
+    column = start % (source.importance.size - SUPERBLOCK)
+    for half in range(group // WIDTH):
+        at = WIDTH * half
+        transpose(source.weight, start + at, group, tile.x, SUPERBLOCK * half, tile.a)
+        transpose(source.importance, column + at, group, tile.w, SUPERBLOCK * half, tile.a)
+    zero, limit = splat(0.0), splat(LARGEST)
+    weight, first, second, bad = zero, zero, zero, zero
+    least, greatest = limit, zero - limit
+    for j in range(group):
+        x, w = load(tile.x, WIDTH * j), load(tile.w, WIDTH * j)
+        bad = fma(x, zero, bad)
+        x = clamp(x, zero - limit, limit)
+        store(tile.x, WIDTH * j, x)
+        weight, first, second = weight + w, fma(w, x, first), fma(w * x, x, second)
+        least, greatest = lower(least, x), upper(greatest, x)
+    return Moments(weight, first, second, least, greatest, bad)
+
+
+@kernel
+def write_codes(tile: Tile, start: int, group: int, codes: Bytes) -> None:
+    """Put the codes of tile.y back into the order of the row, codes[start : start + 16 group]."""
+    for half in range(group // WIDTH):
+        transpose(tile.y, SUPERBLOCK * half, WIDTH, tile.a, 0, tile.b)
+        for g in range(WIDTH):
+            store_bytes(codes, start + group * g + WIDTH * half, load(tile.a, WIDTH * g))
+
+
+@kernel
+def write_supers(values: Lanes, tile: Tile, start: int, group: int, out: Floats) -> None:
+    """Write the number of each superblock of the tile that starts at element `start`."""
+    store(tile.a, 0, values)
+    for i in range(WIDTH * group // SUPERBLOCK):
+        out[start // SUPERBLOCK + i] = tile.a[8 * i]
+
+
+@kernel
+def any_bad(values: Lanes, tile: Tile) -> bool:
+    """True where a lane is not 0 (NaN included)."""
+    store(tile.a, 0, values)
+    bad = False
+    for i in range(WIDTH):
+        bad |= tile.a[i] != 0
+    return bad
+
+
+@kernel
+def total(values: Lanes, group: int) -> Lanes:
+    """The sum over each superblock, in each of its lanes (8 lanes for groups of 32, else 16)."""
+    values = values + swap(values, 1)
+    values = values + swap(values, 2)
+    values = values + swap(values, 4)
+    if group == WIDTH:
+        values = values + swap(values, 8)
+    return values
+
+
+@kernel
+def greatest(values: Lanes, group: int) -> Lanes:
+    """The greatest number of each superblock, in each of its lanes."""
+    values = upper(values, swap(values, 1))
+    values = upper(values, swap(values, 2))
+    values = upper(values, swap(values, 4))
+    if group == WIDTH:
+        values = upper(values, swap(values, 8))
+    return values
+
+
+@kernel
+def clamp(x: Lanes, low: Lanes, high: Lanes) -> Lanes:
+    """x held between `low` and `high`; `low` where x is NaN."""
+    return lower(upper(x, low), high)
+
+
+@kernel
+def reciprocal(x: Lanes) -> Lanes:
+    """1 / x, and 0 for 0: a scale of zero makes codes of zero."""
+    return select(splat(0.0) < magnitude(x), splat(1.0) / x, splat(0.0))
+
+
+@kernel
+def to_half(x: Lanes) -> Lanes:
+    """x rounded to the nearest float16, ties to even, as float32; saturates instead of overflowing."""
+    subnormal = rint(x * splat(1 / HALF_TINY)) * splat(HALF_TINY)
+    rounded = select(magnitude(x) < splat(HALF_NORMAL), subnormal, eleven_bits(x))
+    return clamp(rounded, splat(-HALF_MAX), splat(HALF_MAX))
+
+
+@kernel
+def super_scale(largest: Lanes, steps: Lanes) -> Lanes:
+    """Float16 d with largest ≈ steps · d; the smallest float16 rather than 0 where largest is not 0.
+
+    Else scales below 2^-25 · steps would vanish although their own code could still hold them.
+    """
+    scale = to_half(largest / steps)
+    tiny = select(largest / steps < splat(0.0), splat(-HALF_TINY), splat(HALF_TINY))
+    vanished = (magnitude(scale) <= splat(0.0)) & (splat(0.0) < magnitude(largest))
+    return select(vanished, tiny, scale)
