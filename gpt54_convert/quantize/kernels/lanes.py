@@ -211,30 +211,38 @@ def select(typing: Any, mask: Any, x: Any, y: Any) -> Any:
     return LANES(MASK, LANES, LANES), lambda context, builder, sig, args: builder.select(*args)
 
 
-def _shuffle(order: list[int]) -> Any:
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        lanes = [arg for arg in args if arg.type == _VECTOR]
-        return builder.shuffle_vector(lanes[0], lanes[-1], ir.Constant(_INTEGERS, order))
-
-    return emit
-
-
-@_inside
-def interleave_low(typing: Any, x: Any, y: Any) -> Any:
-    """x0 y0 x1 y1 … x7 y7."""
-    return LANES(LANES, LANES), _shuffle([i // 2 + WIDTH * (i % 2) for i in range(WIDTH)])
-
-
-@_inside
-def interleave_high(typing: Any, x: Any, y: Any) -> Any:
-    """x8 y8 x9 y9 … x15 y15."""
-    return LANES(LANES, LANES), _shuffle([8 + i // 2 + WIDTH * (i % 2) for i in range(WIDTH)])
-
-
 @_inside
 def swap(typing: Any, x: Any, distance: Any) -> Any:
     """Lane i gets lane i xor `distance`, a literal power of two below 16."""
     if not isinstance(distance, types.IntegerLiteral):
         return None
-    order = [lane ^ distance.literal_value for lane in range(WIDTH)]
-    return LANES(LANES, distance), _shuffle(order)
+    order = ir.Constant(_INTEGERS, [lane ^ distance.literal_value for lane in range(WIDTH)])
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.shuffle_vector(args[0], args[0], order)
+
+    return LANES(LANES, distance), emit
+
+
+@_inside
+def transpose(typing: Any, source: Any, start: Any, stride: Any, target: Any, to: Any) -> Any:
+    """target[to + 16 j + i] = source[start + stride i + j] for i, j < 16; both contiguous float32."""
+    array = types.Array(types.float32, 1, "C")
+    low = ir.Constant(_INTEGERS, [i // 2 + WIDTH * (i % 2) for i in range(WIDTH)])
+    high = ir.Constant(_INTEGERS, [8 + i // 2 + WIDTH * (i % 2) for i in range(WIDTH)])
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        def at(which: int, offset: Any) -> Any:
+            index = builder.add(args[which + 1], offset)
+            return _address(context, builder, sig.args[which], args[which], index, _VECTOR)
+
+        count = args[2].type
+        rows = [builder.load(at(0, builder.mul(args[2], count(i))), align=4) for i in range(WIDTH)]
+        for _ in range(4):  # a perfect shuffle of all 256 numbers, four times, is a transposition
+            pairs = list(zip(rows[:8], rows[8:], strict=True))
+            rows = [builder.shuffle_vector(x, y, part) for x, y in pairs for part in (low, high)]
+        for i, row in enumerate(rows):
+            builder.store(row, at(3, count(WIDTH * i)), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, array, types.intp), emit

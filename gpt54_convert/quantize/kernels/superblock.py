@@ -152,10 +152,11 @@ def _run_tiles(source: Source, grid: Grid, candidates: Candidates | None, out: _
     if whole == size:
         return -1
     # One superblock is left over: fill its tile up with zeros.
-    column = whole % (source.importance.size - SUPERBLOCK)
     weight, importance = np.zeros(tile, np.float32), np.ones(tile + SUPERBLOCK, np.float32)
     weight[:SUPERBLOCK] = source.weight[whole:]
-    importance[:SUPERBLOCK] = source.importance[column : column + SUPERBLOCK]
+    if source.importance.size:
+        column = whole % (source.importance.size - SUPERBLOCK)
+        importance[:SUPERBLOCK] = source.importance[column : column + SUPERBLOCK]
     rest = _Arrays.new(tile, grid)
     bad = _run(Source(weight, importance), grid, candidates, rest)
     targets: tuple[NDArray[Any], ...] = out.span(whole, size)
@@ -180,10 +181,10 @@ def _run(source: Source, grid: Grid, candidates: Candidates | None, out: _Arrays
 
 def _importances(importance: NDArray[np.float32] | None, columns: int) -> Floats:
     """Importances of mean 1 and at least LEAST_IMPORTANCE; the first superblock's are repeated at the end,
-    because a tile may reach over the end of a row.
+    because a tile may reach over the end of a row.  Empty for None.
     """
     if importance is None:
-        return np.ones(columns + SUPERBLOCK, np.float32)
+        return np.empty(0, np.float32)
     values = np.asarray(importance, np.float64)
     if values.shape != (columns,):
         raise InternalError(f"importance has shape {values.shape}, not ({columns},)")

@@ -16,8 +16,6 @@ from gpt54_convert.quantize.kernels.jit import kernel
 from gpt54_convert.quantize.kernels.lanes import (
     eleven_bits,
     fma,
-    interleave_high,
-    interleave_low,
     load,
     lower,
     magnitude,
@@ -27,6 +25,7 @@ from gpt54_convert.quantize.kernels.lanes import (
     store,
     store_bytes,
     swap,
+    transpose,
     upper,
 )
 
@@ -43,20 +42,21 @@ Lanes = Any  # sixteen float32, known to Numba only
 
 
 class Source(NamedTuple):
-    """What is quantized: weight, flat; importance of the columns, the first 256 repeated at the end."""
+    """What is quantized: weight, flat; importance of the columns, the first 256 repeated at the end, or empty
+    where all columns count alike.
+    """
 
     weight: Floats
     importance: Floats
 
 
 class Tile(NamedTuple):
-    """Scratch: x and w are the transposed weights and importances, y the codes; a and b are spare."""
+    """Scratch: x and w are the transposed weights and importances, y the codes; spare holds 256 numbers."""
 
     x: Floats
     w: Floats
     y: Floats
-    a: Floats
-    b: Floats
+    spare: Floats
 
 
 class Moments(NamedTuple):
@@ -74,34 +74,19 @@ class Moments(NamedTuple):
 def new_tile(group: int) -> Tile:
     """Scratch for tiles of sixteen groups of `group` (16 or 32) elements."""
     size = WIDTH * group
-    x, w, y = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
-    return Tile(x, w, y, np.empty(SUPERBLOCK, np.float32), np.empty(SUPERBLOCK, np.float32))
-
-
-@kernel
-def transpose(source: Floats, start: int, stride: int, target: Floats, to: int, spare: Floats) -> None:
-    """target[to + 16 j + g] = source[start + stride g + j] for j, g < 16: four rounds of perfect shuffles."""
-    for i in range(WIDTH):
-        store(target, to + WIDTH * i, load(source, start + stride * i))
-    for _ in range(2):
-        for i in range(8):
-            x, y = load(target, to + WIDTH * i), load(target, to + WIDTH * (i + 8))
-            store(spare, 2 * WIDTH * i, interleave_low(x, y))
-            store(spare, 2 * WIDTH * i + WIDTH, interleave_high(x, y))
-        for i in range(8):
-            x, y = load(spare, WIDTH * i), load(spare, WIDTH * (i + 8))
-            store(target, to + 2 * WIDTH * i, interleave_low(x, y))
-            store(target, to + 2 * WIDTH * i + WIDTH, interleave_high(x, y))
+    x, y, spare = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(SUPERBLOCK, np.float32)
+    return Tile(x, np.ones(size, np.float32), y, spare)
 
 
 @kernel
 def read_tile(source: Source, start: int, group: int, tile: Tile) -> Moments:
     """Fill tile.x and tile.w with the sixteen groups from element `start` on; clamps x to ±LARGEST."""
-    column = start % (source.importance.size - SUPERBLOCK)
     for half in range(group // WIDTH):
-        at = WIDTH * half
-        transpose(source.weight, start + at, group, tile.x, SUPERBLOCK * half, tile.a)
-        transpose(source.importance, column + at, group, tile.w, SUPERBLOCK * half, tile.a)
+        transpose(source.weight, start + WIDTH * half, group, tile.x, SUPERBLOCK * half)
+    if source.importance.size:
+        column = start % (source.importance.size - SUPERBLOCK)
+        for half in range(group // WIDTH):
+            transpose(source.importance, column + WIDTH * half, group, tile.w, SUPERBLOCK * half)
     zero, limit = splat(0.0), splat(LARGEST)
     weight, first, second, bad = zero, zero, zero, zero
     least, greatest = limit, zero - limit
@@ -119,26 +104,26 @@ def read_tile(source: Source, start: int, group: int, tile: Tile) -> Moments:
 def write_codes(tile: Tile, start: int, group: int, codes: Bytes) -> None:
     """Put the codes of tile.y back into the order of the row, codes[start : start + 16 group]."""
     for half in range(group // WIDTH):
-        transpose(tile.y, SUPERBLOCK * half, WIDTH, tile.a, 0, tile.b)
+        transpose(tile.y, SUPERBLOCK * half, WIDTH, tile.spare, 0)
         for g in range(WIDTH):
-            store_bytes(codes, start + group * g + WIDTH * half, load(tile.a, WIDTH * g))
+            store_bytes(codes, start + group * g + WIDTH * half, load(tile.spare, WIDTH * g))
 
 
 @kernel
 def write_supers(values: Lanes, tile: Tile, start: int, group: int, out: Floats) -> None:
     """Write the number of each superblock of the tile that starts at element `start`."""
-    store(tile.a, 0, values)
+    store(tile.spare, 0, values)
     for i in range(WIDTH * group // SUPERBLOCK):
-        out[start // SUPERBLOCK + i] = tile.a[8 * i]
+        out[start // SUPERBLOCK + i] = tile.spare[8 * i]
 
 
 @kernel
 def any_bad(values: Lanes, tile: Tile) -> bool:
     """True where a lane is not 0 (NaN included)."""
-    store(tile.a, 0, values)
+    store(tile.spare, 0, values)
     bad = False
     for i in range(WIDTH):
-        bad |= tile.a[i] != 0
+        bad |= tile.spare[i] != 0
     return bad
 
 
