@@ -1,0 +1,105 @@
+"""Outputs appear whole or not at all, and nothing that exists is lost."""
+
+import errno
+import json
+
+import pytest
+
+from gpt54_convert.core import workspace
+from gpt54_convert.core.workspace import MANIFEST, staged
+from gpt54_convert.errors import OutputError
+
+
+def fill(folder, text="new"):
+    (folder / "a.bin").write_text(text)
+    (folder / MANIFEST).write_text(json.dumps({"schema": "gpt54-convert/manifest/1"}))
+
+
+def everything(folder):
+    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_publishes_whole(tmp_path):
+    with staged(tmp_path / "new" / "out", ["gguf", "safetensors"], False) as folder:
+        for name in ("gguf", "safetensors"):
+            fill(folder / name)
+            assert not (tmp_path / "new" / "out" / name).exists()
+    out = tmp_path / "new" / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["gguf", "safetensors"]
+    assert (out / "gguf" / "a.bin").read_text() == "new"
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
+def test_failure_leaves_nothing(tmp_path, failure):
+    with pytest.raises(failure), staged(tmp_path / "a" / "b", ["gguf"], False) as folder:
+        fill(folder / "gguf")
+        raise failure
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failure_keeps_what_was_there(tmp_path):
+    with staged(tmp_path, ["gguf"], False) as folder:
+        fill(folder / "gguf", "old")
+    (tmp_path / "mine.txt").write_text("mine")
+    before = everything(tmp_path)
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path, ["gguf"], True) as folder:
+        fill(folder / "gguf")
+        raise KeyboardInterrupt
+    assert everything(tmp_path) == before
+
+
+def test_existing_is_refused_without_overwrite(tmp_path):
+    (tmp_path / "gguf").mkdir()
+    with pytest.raises(OutputError, match="--overwrite"), staged(tmp_path, ["gguf"], False):
+        pass
+
+
+def test_overwrite_replaces_ours_only(tmp_path):
+    with staged(tmp_path, ["gguf"], False) as folder:
+        fill(folder / "gguf", "old")
+    with staged(tmp_path, ["gguf"], True) as folder:
+        fill(folder / "gguf", "new")
+    assert (tmp_path / "gguf" / "a.bin").read_text() == "new"
+    (tmp_path / "safetensors").mkdir()
+    (tmp_path / "safetensors" / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match="was not written by"), staged(tmp_path, ["safetensors"], True):
+        pass
+    assert (tmp_path / "safetensors" / "thesis.txt").exists()
+
+
+def test_second_rename_failing_puts_the_first_back(tmp_path, monkeypatch):
+    with staged(tmp_path, ["gguf", "safetensors"], False) as folder:
+        for name in ("gguf", "safetensors"):
+            fill(folder / name, "old")
+    before = everything(tmp_path)
+    rename, failed = workspace.os.rename, []
+
+    def failing_once(source, target):
+        # The last move into place fails; moving the old one back must then succeed.
+        if str(target) == str(tmp_path / "safetensors") and not failed:
+            failed.append(target)
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        rename(source, target)
+
+    monkeypatch.setattr(workspace.os, "rename", failing_once)
+    with pytest.raises(OutputError, match="full"), staged(tmp_path, ["gguf", "safetensors"], True) as folder:
+        for name in ("gguf", "safetensors"):
+            fill(folder / name, "new")
+    assert everything(tmp_path) == before
+
+
+def test_output_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="is a file"), staged(tmp_path / "file", ["gguf"], False):
+        pass
+
+
+def test_full_disk_is_one_sentence(tmp_path):
+    with pytest.raises(OutputError, match="full"), staged(tmp_path / "o", ["gguf"], False):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_space_is_checked_first(tmp_path):
+    with pytest.raises(OutputError, match="bytes free"):
+        workspace.check_space(tmp_path / "not" / "yet", 1 << 62)
