@@ -226,24 +226,24 @@ def _write(tile: Tile, form: Form, stored: Stored, start: int, out: Output) -> N
 
 
 @kernel
-def rtn_symmetric(source: Source, form: Form, out: Output) -> int:
-    """Plain rounding; the flat index of the first tile holding a number that is not finite, else −1."""
+def rtn_symmetric(source: Source, form: Form, out: Output) -> bool:
+    """Plain rounding; False where it stopped at a number that is not finite."""
     tile = new_tile(form.group)
     for start in range(0, source.weight.size, WIDTH * form.group):
         moments = read_tile(source, start, form.group, tile)
         if any_bad(moments.bad, tile):
-            return start
+            return False
         _write(tile, form, _store(_extreme(form, moments), form), start, out)
-    return -1
+    return True
 
 
 @kernel
-def search_symmetric(source: Source, form: Form, coarse: Floats, fine: Floats, out: Output) -> int:
-    """The scale search; the flat index of the first tile holding a number that is not finite, else −1."""
+def search_symmetric(source: Source, form: Form, coarse: Floats, fine: Floats, out: Output) -> bool:
+    """The scale search; False where it stopped at a number that is not finite."""
     tile = new_tile(form.group)
     for start in range(0, source.weight.size, WIDTH * form.group):
         moments = read_tile(source, start, form.group, tile)
         if any_bad(moments.bad, tile):
-            return start
+            return False
         _write(tile, form, _search(tile, form, moments, coarse, fine), start, out)
-    return -1
+    return True

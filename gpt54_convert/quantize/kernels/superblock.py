@@ -100,17 +100,17 @@ def _quantize(
     rows, columns = weight.shape
     source = Source(np.ascontiguousarray(weight, np.float32).reshape(-1), _importances(importance, columns))
     out = _Arrays.new(weight.size, grid)
-    bad = _run_tiles(source, grid, candidates, out)
-    if bad >= 0:
-        raise InputError(f"row {bad // columns} holds a weight that is not a finite number")
+    if not _run_tiles(source, grid, candidates, out):
+        row = int(np.argmin(np.isfinite(weight).all(axis=1)))
+        raise InputError(f"row {row} (counted from 0) holds a weight that is not a finite number")
     offset = grid.name in _OFFSET
     return QTensor(
         grid,
         out.codes.reshape(rows, columns),
-        (out.scale.view(np.int8) if grid.name == "q6_k" else out.scale).reshape(rows, -1),
-        out.offset.reshape(rows, -1) if offset else None,
-        out.super_scale.astype(np.float16).reshape(rows, -1),
-        out.super_offset.astype(np.float16).reshape(rows, -1) if offset else None,
+        (out.scale.view(np.int8) if grid.name == "q6_k" else out.scale).reshape(rows, columns // grid.group),
+        out.offset.reshape(rows, columns // grid.group) if offset else None,
+        out.super_scale.astype(np.float16).reshape(rows, columns // SUPERBLOCK),
+        out.super_offset.astype(np.float16).reshape(rows, columns // SUPERBLOCK) if offset else None,
     )
 
 
@@ -133,24 +133,21 @@ class _Arrays(NamedTuple):
         """Views of the parts that belong to the elements start … stop."""
 
         def cut(part: NDArray[T]) -> NDArray[T]:
-            ratio = self.codes.size // part.size
-            return part[start // ratio : stop // ratio]
+            size = max(1, self.codes.size)
+            return part[start * part.size // size : stop * part.size // size]
 
         return _Arrays(
             cut(self.codes), cut(self.scale), cut(self.offset), cut(self.super_scale), cut(self.super_offset)
         )
 
 
-def _run_tiles(source: Source, grid: Grid, candidates: Candidates | None, out: _Arrays) -> int:
-    """Quantize all of `source` into `out`; the index of a tile with a number that is not finite, or −1."""
+def _run_tiles(source: Source, grid: Grid, candidates: Candidates | None, out: _Arrays) -> bool:
+    """Quantize all of `source` into `out`; False where it holds a number that is not finite."""
     size, tile = source.weight.size, WIDTH * grid.group
     whole = size // tile * tile
-    if whole:
-        bad = _run(Source(source.weight[:whole], source.importance), grid, candidates, out.span(0, whole))
-        if bad >= 0:
-            return bad
-    if whole == size:
-        return -1
+    finite = _run(Source(source.weight[:whole], source.importance), grid, candidates, out.span(0, whole))
+    if whole == size or not finite:
+        return finite
     # One superblock is left over: fill its tile up with zeros.
     weight, importance = np.zeros(tile, np.float32), np.ones(tile + SUPERBLOCK, np.float32)
     weight[:SUPERBLOCK] = source.weight[whole:]
@@ -158,15 +155,15 @@ def _run_tiles(source: Source, grid: Grid, candidates: Candidates | None, out: _
         column = whole % (source.importance.size - SUPERBLOCK)
         importance[:SUPERBLOCK] = source.importance[column : column + SUPERBLOCK]
     rest = _Arrays.new(tile, grid)
-    bad = _run(Source(weight, importance), grid, candidates, rest)
+    finite = _run(Source(weight, importance), grid, candidates, rest)
     targets: tuple[NDArray[Any], ...] = out.span(whole, size)
     parts: tuple[NDArray[Any], ...] = rest.span(0, SUPERBLOCK)
     for target, part in zip(targets, parts, strict=True):
         target[:] = part
-    return whole if bad >= 0 else -1
+    return finite
 
 
-def _run(source: Source, grid: Grid, candidates: Candidates | None, out: _Arrays) -> int:
+def _run(source: Source, grid: Grid, candidates: Candidates | None, out: _Arrays) -> bool:
     """Call the kernel of the grid: the search with `candidates`, plain rounding without."""
     if grid.name in _OFFSET:
         form, arrays = _OFFSET[grid.name], super_offset.Output(*out)
