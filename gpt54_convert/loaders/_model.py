@@ -25,7 +25,7 @@ def build(source: Source, raw: Mapping[str, LazyTensor], side: SideFiles) -> Che
     Raises InputError where tensors and config.json disagree, UnsupportedError for an undescribed variant.
     """
     architecture = archs.for_config(side.config)
-    tensors = _without_twins(raw)
+    tensors = without_twins(raw)
     config: Mapping[str, Any] = side.config
     if architecture is not None:
         sizes = _sizes(architecture, config)
@@ -64,7 +64,7 @@ def _sizes(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, i
     return sizes
 
 
-def _without_twins(raw: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+def without_twins(raw: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Tensors that are one range of bytes under several names, kept under each one only if it is unique.
 
     torch files name tied weights twice; `read` is then the same function.  The first name stays.
