@@ -6,41 +6,54 @@ import threading
 from dataclasses import dataclass, field
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from gpt54_convert.quantize.kernels.jit import kernel
 from gpt54_convert.quantize.qtensor import QTensor
 
-_LANES = 16  # partial sums per group: a fixed order that compilers can still vectorise
+
+@kernel
+def _fold(values, count):  # type: ignore[no-untyped-def]
+    """The sum of `values[:count]` by halves: short chains of float32 additions, in an order that vectorises."""
+    while count > 1:
+        half = count // 2
+        if count % 2:
+            values[0] += values[count - 1]
+        for i in range(half):
+            values[i] += values[half + i]
+        count = half
+    return np.float64(values[0])
 
 
-@njit(cache=True, nogil=True)
-def _squares(weight, codes, levels, scale, offset, group):  # type: ignore[no-untyped-def]
+@kernel
+def _linear(weight, codes, scale, offset, group):  # type: ignore[no-untyped-def]
+    """Sums for values codes * scale + offset: a row at a time in float32, rows together in float64."""
     rows, columns = weight.shape
-    error, energy = np.zeros(_LANES), np.zeros(_LANES)
+    squared, power = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    error, energy = 0.0, 0.0
     for row in range(rows):
         for part in range(columns // group):
+            here = slice(part * group, (part + 1) * group)
             s, o = scale[row, part], offset[row, part]
-            start = part * group
-            whole = group - group % _LANES
-            for at in range(start, start + whole, _LANES):
-                for lane in range(_LANES):
-                    w = weight[row, at + lane]
-                    d = np.float64(w - (levels[codes[row, at + lane]] * s + o))
-                    error[lane] += d * d
-                    energy[lane] += np.float64(w) * np.float64(w)
-            for at in range(start + whole, start + group):
-                d = np.float64(weight[row, at] - (levels[codes[row, at]] * s + o))
-                error[0] += d * d
-                energy[0] += np.float64(weight[row, at]) ** 2
-    return error.sum(), energy.sum()
+            w, c, out = weight[row, here], codes[row, here], squared[here]
+            for j in range(group):
+                d = w[j] - (np.float32(c[j]) * s + o)
+                out[j] = d * d
+        for j in range(columns):
+            power[j] = weight[row, j] * weight[row, j]
+        error += _fold(squared, columns)
+        energy += _fold(power, columns)
+    return error, energy
 
 
 def squares(weight: NDArray[np.float32], q: QTensor) -> tuple[float, float]:
     """Sum of squared differences and of squared weights.  weight [rows, columns]."""
-    levels, scale, offset = q.affine()
-    group = q.grid.group or weight.shape[1]
-    error, energy = _squares(weight, q.codes, levels, scale, offset, group)
+    if q.levels() is not None:  # non-linear levels: rare, so NumPy will do
+        difference = weight - q.dequantize()
+        flat = weight.reshape(-1)
+        return float(np.vdot(difference, difference)), float(np.vdot(flat, flat))
+    scale, offset = q.affine()
+    error, energy = _linear(weight, q.codes, scale, offset, q.grid.group or weight.shape[1])
     return float(error), float(energy)
 
 

@@ -47,23 +47,21 @@ class QTensor:
         parts = (self.codes, self.scale, self.offset, self.super_scale, self.super_offset)
         return QTensor(self.grid, *(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]
 
-    def affine(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """The same values as one formula for every grid: levels[codes] * scale + offset.
+    def levels(self) -> NDArray[np.float32] | None:
+        """The values of codes before scaling, where they are not evenly spaced."""
+        return {"iq4_nl": IQ4_LEVELS, "iq4_xs": IQ4_LEVELS, "mxfp4": E2M1_LEVELS}.get(self.grid.name)
 
-        Levels [2**bits], scale and offset [rows, groups]; float32, equal to `dequantize` up to rounding.
+    def affine(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scale and offset [rows, groups] such that codes * scale + offset are the values, up to rounding.
+
+        Only for grids without `levels`.
         """
-        name = self.grid.name
-        if name in ("iq4_nl", "iq4_xs"):
-            levels = IQ4_LEVELS
-        elif name == "mxfp4":
-            levels = E2M1_LEVELS
-        else:
-            centre = 1 << (self.grid.bits - 1) if self.grid.symmetric else 0
-            levels = np.arange(1 << self.grid.bits, dtype=np.float32) - np.float32(centre)
         scale, offset = self._scales()
+        if self.grid.symmetric:
+            return scale, scale * np.float32(-(1 << (self.grid.bits - 1)))
         if offset is None and self.offset is not None:
             offset = -scale * self.offset.astype(np.float32)
-        return levels, scale, np.zeros_like(scale) if offset is None else offset
+        return scale, np.zeros_like(scale) if offset is None else offset
 
     def dequantize(self) -> NDArray[np.float32]:
         """The values that the codes stand for, [rows, columns] float32."""
@@ -77,11 +75,9 @@ class QTensor:
         return values.reshape(rows, columns)
 
     def _levels(self) -> NDArray[np.float32]:
-        name = self.grid.name
-        if name in ("iq4_nl", "iq4_xs"):
-            return IQ4_LEVELS[self.codes]
-        if name == "mxfp4":
-            return E2M1_LEVELS[self.codes]
+        table = self.levels()
+        if table is not None:
+            return table[self.codes]
         levels = self.codes.astype(np.float32)
         if self.grid.symmetric:
             levels -= np.float32(1 << (self.grid.bits - 1))

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_command.py --sizes 0.1 1 7 --schemes int4 q4_k_m
 
-Every run is a process of its own, measured by the operating system (wait4); ours reads safetensors, llama.cpp's
-reads the bfloat16 GGUF of the same weights (made by us, not timed).  The ratio is theirs / ours.
+Every run is a process of its own, measured by the operating system (wait4); ours reads safetensors, llama.cpp
+the bfloat16 GGUF of the same weights (made by us, not timed).  The ratio is theirs / ours.
 """
 
 from __future__ import annotations

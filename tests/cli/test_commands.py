@@ -1,0 +1,217 @@
+"""The commands as users meet them: output, exit codes, errors in one sentence, nothing half-written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file, save_file
+
+
+def run(*words, check=None, env=None, cwd=None):
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt54_convert", *map(str, words)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(env or {})},
+        cwd=cwd,
+    )
+    if check is not None:
+        assert done.returncode == check, done.stderr + done.stdout
+    return done
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return tiny.make("llama")[1]
+
+
+def one_sentence(text):
+    lines = [line for line in text.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1 and "Traceback" not in text, text
+    return lines[0]
+
+
+def test_quantize_bits_4_writes_both_containers(llama, tmp_path):
+    done = run("quantize", llama, "--bits", 4, "-o", tmp_path / "out", check=0)
+    assert "int4-g32" in done.stdout and "bpw" in done.stdout
+    for container in ("gguf", "safetensors"):
+        manifest = json.loads((tmp_path / "out" / container / "manifest.json").read_text())
+        assert manifest["container"] == container
+        assert len(manifest["source"]["files"]) > 1
+        grids = {row["role"]: row["grid"] for row in manifest["tensors"]}
+        assert grids["attn.q"] == "int4-g32" and grids["head"] == "int8-g32"
+        assert all(0 < r["relative_error"] < 0.2 for r in manifest["tensors"] if r["grid"] == "int4-g32")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gguf", "safetensors"]
+
+
+def test_the_embedded_model_is_the_default(tmp_path):
+    done = run("quantize", "--bits", 4, "--json", cwd=tmp_path, check=0)
+    found = json.loads(done.stdout)
+    assert found["schema"] == "gpt54-convert/artifacts/1"
+    assert [a["container"] for a in found["artifacts"]] == ["gguf", "safetensors"]
+    assert "embedded model" in done.stderr
+    assert (tmp_path / "dist" / "gguf" / "manifest.json").exists()
+
+
+def test_same_input_same_bytes(llama, tmp_path):
+    for name, threads in (("a", 1), ("b", 3)):
+        run("quantize", llama, "--bits", 4, "-o", tmp_path / name, "--threads", threads, "-q", check=0)
+    files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()]
+    assert files
+    for path in files:
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes(), path
+
+
+def test_dry_run_tells_the_exact_size_and_writes_nothing(llama, tmp_path):
+    words = ("quantize", llama, "--scheme", "q4_k_m", "-o", tmp_path / "out", "--json")
+    planned = json.loads(run(*words, "--dry-run", check=0).stdout)
+    assert not (tmp_path / "out").exists()
+    done = json.loads(run(*words, check=0).stdout)
+    assert planned["artifacts"][0]["totals"]["size_bytes"] == done["artifacts"][0]["totals"]["size_bytes"]
+    real = sum(p.stat().st_size for p in (tmp_path / "out" / "gguf").glob("*.gguf"))
+    assert planned["size_bytes"] == real
+
+
+def test_dry_run_for_people(llama, tmp_path):
+    done = run("quantize", llama, "--bits", 4, "--dry-run", "-o", tmp_path / "out", check=0)
+    assert "peak memory" in done.stdout and "exact size" in done.stdout and "attn.q" in done.stdout
+
+
+def test_existing_output_is_refused_then_replaced(llama, tmp_path):
+    words = ("quantize", llama, "--bits", 8, "--to", "gguf", "-o", tmp_path, "-q")
+    run(*words, check=0)
+    assert "--overwrite" in one_sentence(run(*words, check=1).stderr)
+    run(*words, "--overwrite", check=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("quantize", "nowhere"), 1, "does not exist"),
+        (("quantize", "--bits", "7"), 2, "Invalid value"),
+        (("quantize", "--bits", "4", "--scheme", "int4"), 2, "--bits and --scheme"),
+        (("quantize", "--scheme", "q4_k_xl"), 2, "unknown scheme"),
+        (("quantize", "--method", "magic"), 2, "unknown method"),
+        (("quantize", "--to", "onyx"), 2, "unknown container"),
+        (("quantize", "--keep", "head"), 2, "ROLE=GRID"),
+        (("quantize", "--keep", "nose=q8_0"), 2, "no such role"),
+        (("quantize", "--shard-size", "many"), 2, "is not a size"),
+        (("quantize", "--scheme", "q2_k", "--to", "safetensors"), 1, "safetensors cannot hold"),
+        (("convert", "--dtype", "float12"), 2, "Invalid value"),
+        (("quantise",), 2, "Did you mean 'quantize'"),
+        (("list", "grid"), 2, "grids"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_leave_nothing(words, code, says, tmp_path):
+    done = run(*words, cwd=tmp_path, check=code)
+    assert says in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_is_refused_and_named(llama, tmp_path):
+    broken = tmp_path / "model"
+    broken.mkdir()
+    for path in llama.iterdir():
+        if path.suffix != ".safetensors":
+            (broken / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(llama / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name].copy()
+    tensors[name][5, 7] = np.nan
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    said = one_sentence(run("quantize", broken, "--bits", 4, "-o", tmp_path / "out", check=1).stderr)
+    assert name in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_architecture_goes_to_safetensors_and_gguf_says_what_to_add(llama, tmp_path):
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    tensors = {"a.fc.weight": np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)}
+    save_file(tensors, strange / "model.safetensors", {"format": "pt"})
+    (strange / "config.json").write_text('{"model_type": "strange"}')
+    run("quantize", strange, "--bits", 4, "-o", tmp_path / "out", check=0)
+    assert (tmp_path / "out" / "safetensors" / "model.safetensors").exists()
+    said = one_sentence(run("quantize", strange, "--to", "gguf", "-o", tmp_path / "o2", check=1).stderr)
+    assert "archs/" in said
+
+
+def test_inspect(llama):
+    found = json.loads(run("inspect", llama, "--json", check=0).stdout)
+    assert found["schema"] == "gpt54-convert/inspect/1"
+    assert found["architecture"] == "llama" and found["bits_per_weight"] == 32
+    expected = sum(array.size for array in load_file(llama / "model.safetensors").values())
+    assert found["parameters"] == expected
+    assert "float32" in run("inspect", llama, "-v", check=0).stdout
+
+
+def test_quantized_artifacts_can_be_inspected_and_converted_back(llama, tmp_path):
+    run("quantize", llama, "--bits", 4, "-o", tmp_path / "q", "-q", check=0)
+    gguf = next((tmp_path / "q" / "gguf").glob("*.gguf"))
+    for artifact in (gguf, tmp_path / "q" / "safetensors"):
+        found = json.loads(run("inspect", artifact, "--json", check=0).stdout)
+        assert found["architecture"] == "llama" and 4 < found["bits_per_weight"] < 16
+    run("convert", gguf, "--to", "safetensors", "-o", tmp_path / "a", "-q", check=0)
+    run("convert", tmp_path / "q" / "safetensors", "--to", "gguf", "-o", tmp_path / "b", "-q", check=0)
+    again = load_file(tmp_path / "a" / "safetensors" / "model.safetensors")
+    first = load_file(tmp_path / "q" / "safetensors" / "model.safetensors")
+    for name in first:
+        if name.endswith(("weight_packed", "weight_scale")):
+            assert np.array_equal(first[name], again[name]), name
+
+
+@pytest.mark.parametrize("what", ["architectures", "grids", "schemes", "methods", "formats"])
+def test_lists(what):
+    found = json.loads(run("list", what, "--json", check=0).stdout)
+    assert len(found[what]) >= 2
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_runs_leave_nothing(sent, tmp_path):
+    """Large enough that the signal arrives while tensors are being written."""
+    _, folder = tiny.make("llama", tmp_path / "model", hidden_size=1024, intermediate_size=8192)
+    command = [
+        sys.executable,
+        "-m",
+        "gpt54_convert",
+        "quantize",
+        folder,
+        "--scheme",
+        "q4_k_m",
+        "--threads",
+        "1",
+    ]
+    process = subprocess.Popen(
+        [*map(str, command), "-o", tmp_path / "out"], stderr=subprocess.PIPE, text=True
+    )
+    for _ in range(2000):
+        if list((tmp_path / "out").glob(".partial-*/*/*")) or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "nothing was written" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_nothing(llama, tmp_path):
+    """A file size limit stands in for the full disk: writes past it fail in the same place."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        f"sys.argv = ['x', 'quantize', {str(llama)!r}, '-o', {str(tmp_path / 'out')!r}]\n"
+        "from gpt54_convert.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    one_sentence(done.stderr)
+    assert not (tmp_path / "out").exists()
