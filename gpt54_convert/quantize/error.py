@@ -13,8 +13,8 @@ from gpt54_convert.quantize.qtensor import QTensor
 
 
 @kernel
-def _fold(values, count):  # type: ignore[no-untyped-def]
-    """The sum of `values[:count]` by halves: short chains of float32 additions, in an order that vectorises."""
+def _fold(values: NDArray[np.float32], count: int) -> float:
+    """The sum of `values[:count]` by halves: few float32 additions in a row, in an order that vectorises."""
     while count > 1:
         half = count // 2
         if count % 2:
@@ -22,11 +22,17 @@ def _fold(values, count):  # type: ignore[no-untyped-def]
         for i in range(half):
             values[i] += values[half + i]
         count = half
-    return np.float64(values[0])
+    return float(values[0])
 
 
 @kernel
-def _linear(weight, codes, scale, offset, group):  # type: ignore[no-untyped-def]
+def _linear(
+    weight: NDArray[np.float32],
+    codes: NDArray[np.uint8],
+    scale: NDArray[np.float32],
+    offset: NDArray[np.float32],
+    group: int,
+) -> tuple[float, float]:
     """Sums for values codes * scale + offset: a row at a time in float32, rows together in float64."""
     rows, columns = weight.shape
     squared, power = np.empty(columns, np.float32), np.empty(columns, np.float32)
@@ -53,8 +59,7 @@ def squares(weight: NDArray[np.float32], q: QTensor) -> tuple[float, float]:
         flat = weight.reshape(-1)
         return float(np.vdot(difference, difference)), float(np.vdot(flat, flat))
     scale, offset = q.affine()
-    error, energy = _linear(weight, q.codes, scale, offset, q.grid.group or weight.shape[1])
-    return float(error), float(energy)
+    return _linear(weight, q.codes, scale, offset, q.grid.group or weight.shape[1])
 
 
 @dataclass
