@@ -6,11 +6,15 @@ and in GGUF, its shape, and how the two containers store it differently.  Steps 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gpt54_convert.core.config import lookup
 from gpt54_convert.errors import InputError
@@ -36,8 +40,10 @@ class Weight:
     conv1d: transformers stores it [in, out].
     plus_one: GGUF stores it with 1 added (gemma's norms).
     stack: the Sizes entry that counts its layers.
-    optional: may be absent (a tied head, a relative bias that only layer 0 has).
+    optional: may be absent (a tied head).
     only_first: exists in layer 0 alone.
+    when: Sizes entry that must not be zero (with a leading `!`: must be zero) for the weight to exist.
+    An empty `gguf` means that GGUF has no place for it: exporters of GGUF leave it out.
     """
 
     role: str
@@ -53,6 +59,11 @@ class Weight:
     stack: str = DECODER
     optional: bool = False
     only_first: bool = False
+    when: str = ""
+
+    def exists(self, sizes: Sizes) -> bool:
+        """Whether a model of these sizes has this weight (see `when`)."""
+        return not self.when or bool(sizes[self.when.lstrip("!")]) != self.when.startswith("!")
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,9 @@ class Match:
 
     @property
     def gguf(self) -> str:
+        """Its name in GGUF, or nothing where GGUF has no place for it."""
+        if not self.weight.gguf:
+            return ""
         stem = self.weight.gguf.format(i=self.layer)
         return stem + (".bias" if self.is_bias else self.weight.gguf_suffix)
 
@@ -100,8 +114,8 @@ class Key:
     optional: bool = False
 
 
-def _no_extra(config: Config) -> dict[str, Any]:
-    return {}
+GgufKeys = dict[str, tuple[str, Any]]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -113,9 +127,17 @@ class Architecture:
     sizes: config -> the named sizes that shapes are made of.
     weights: the table.  keys: the metadata both containers share.
     prefixes: what checkpoints may put before the canonical names, or leave out (`-` marks the latter).
+    renames: (regular expression, replacement) of other names that checkpoints use.
     ignored: regular expressions of buffers that are no weights.
-    gguf_extra: config -> further GGUF keys (full name without prefix -> (type, value)).
-    hf_extra: GGUF keys (without prefix) -> further config entries.
+    gguf_dropped: regular expressions of weights that GGUF has no place for and that are left out there.
+    gguf_extra: config -> further GGUF keys (name without the architecture's prefix -> (type, value)); raises
+        UnsupportedError for what llama.cpp would compute differently.
+    gguf_tensors: config -> small tensors that GGUF has and transformers computes.
+    gguf_scales: config -> canonical names of vectors that GGUF must hold multiplied by a factor, because
+        llama.cpp leaves out a constant that transformers applies.
+    hf_extra: (GGUF keys without prefix, shapes of the tensors by GGUF name) -> further config entries.
+        `rope_freqs` among the keys holds that tensor's values, `vocab_size` the embedding's rows.
+    caveats: config -> what a runtime of GGUF does not reproduce, each a sentence for people.
     checks: config -> None, raising UnsupportedError for variants this table does not describe.
     tied: whether the head is the embedding when config.json does not say.
     """
@@ -129,9 +151,14 @@ class Architecture:
     weights: tuple[Weight, ...]
     keys: tuple[Key, ...]
     prefixes: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
-    gguf_extra: Callable[[Config], dict[str, tuple[str, Any]]] = _no_extra
-    hf_extra: Callable[[Mapping[str, Any]], dict[str, Any]] = _no_extra
+    gguf_dropped: tuple[str, ...] = ()
+    gguf_extra: Callable[[Config], GgufKeys] = lambda config: {}
+    gguf_tensors: Callable[[Config], dict[str, NDArray[np.float32]]] = lambda config: {}
+    gguf_scales: Callable[[Config], dict[str, float]] = lambda config: {}
+    hf_extra: Callable[[Mapping[str, Any], Shapes], dict[str, Any]] = lambda keys, shapes: {}
+    caveats: Callable[[Config], tuple[str, ...]] = lambda config: ()
     checks: Callable[[Config], None] = lambda config: None
     tied: bool = False
 
@@ -144,27 +171,20 @@ class Architecture:
             if not is_bias or weight.bias != "no"
         ]
 
-    @cached_property
-    def _by_gguf(self) -> list[tuple[re.Pattern[str], Weight, bool]]:
-        return [
-            (_pattern(weight.gguf, suffix), weight, is_bias)
-            for weight in self.weights
-            for suffix, is_bias in ((weight.gguf_suffix, False), (".bias", True))
-            if not is_bias or weight.bias != "no"
-        ]
-
     def match(self, name: str) -> Match | None:
         """The weight behind a canonical (transformers) name, or None for one the table lacks."""
         return _first(self._by_hf, name)
 
-    def match_gguf(self, name: str) -> Match | None:
-        """The weight behind a GGUF name, or None for one the table lacks."""
-        return _first(self._by_gguf, name)
+    def gguf_names(self, sizes: Sizes) -> dict[str, Match]:
+        """Every weight that a GGUF file of these sizes may hold, by its GGUF name."""
+        return {match.gguf: match for match in self.expected(sizes).values() if match.gguf}
 
     def canonical(self, name: str) -> str | None:
         """The canonical form of a name found in a checkpoint; None for a buffer that is no weight."""
         if any(re.fullmatch(pattern, name) for pattern in self.ignored):
             return None
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
         if self.match(name):
             return name
         for prefix in self.prefixes:
@@ -177,6 +197,8 @@ class Architecture:
         """Every weight this model should have, optional ones included, by canonical name."""
         found = {}
         for weight in self.weights:
+            if not weight.exists(sizes):
+                continue
             depth = sizes[weight.stack] if "{i}" in weight.hf else 1
             for layer in range(1 if weight.only_first else depth):
                 index = layer if "{i}" in weight.hf else None
@@ -192,8 +214,31 @@ def required(config: Config, key: str, default: Any = None) -> Any:
     if value is None:
         value = default
     if value is None:
-        raise InputError(f"config.json lacks {key.split('|', maxsplit=1)[0]!r}; without it the model's shape is unknown")
+        name = key.split("|", maxsplit=1)[0]
+        raise InputError(f"config.json lacks {name!r}; without it the model's shape is unknown")
     return value
+
+
+def integer(keys: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """A whole number among GGUF keys; InputError where it is missing, negative or no number."""
+    value = keys.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InputError(
+            f"GGUF key {name} is {_shown(value)}, but must be a whole number; get the file again"
+        )
+    return value
+
+
+def number(keys: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    """A finite number among GGUF keys, as the shortest decimal that float32 rounds to the same value."""
+    value = keys.get(name, default)
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"GGUF key {name} is {_shown(value)}, but must be a number; get the file again")
+    return float(str(np.float32(value))) if abs(value) < 3e38 else float(value)
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is None else f"{value!r:.40}"
 
 
 def _pattern(template: str, suffix: str) -> re.Pattern[str]:
