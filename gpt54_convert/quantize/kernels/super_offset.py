@@ -177,9 +177,9 @@ def _fine(tile: Tile, form: Form, moments: Moments, start: Stored, candidates: F
 
 @kernel
 def _refit(tile: Tile, form: Form, moments: Moments, start: Stored) -> Stored:
-    """Least-squares d and dmin of each superblock for its codes, s and m, rounded to float16."""
+    """Least-squares d and dmin of each superblock for its codes, s and m, if better once in float16."""
     s, m, d, dmin = start
-    zero, group = splat(0.0), form.group
+    zero, two, group = splat(0.0), splat(2.0), form.group
     sums = _sums(tile, form, d * s, dmin * m)
     ss, sm = total(s * s * sums.square, group), total(s * m * sums.level, group)
     mm = total(m * m * moments.w, group)
@@ -188,19 +188,12 @@ def _refit(tile: Tile, form: Form, moments: Moments, start: Stored) -> Stored:
     # Nearly parallel: d and dmin cannot be told apart, so dmin stays.
     free = splat(1e-6) * ss * mm < determinant
     inverse = reciprocal(determinant)
-    new_dmin = select(free, (sm * sx - ss * mx) * inverse, dmin)
-    new_d = select(free, (mm * sx - sm * mx) * inverse, (sx + sm * dmin) * reciprocal(ss))
-    valid = (zero < new_d) & (zero <= new_dmin)
-    return Stored(s, m, select(valid, to_half(new_d), d), select(valid, to_half(new_dmin), dmin))
-
-
-@kernel
-def _better(loss: Lanes, trial: Stored, best_loss: Lanes, best: Stored) -> tuple[Lanes, Stored]:
-    """The one with less loss, superblock by superblock."""
-    wins = loss < best_loss
-    s, m = select(wins, trial.s, best.s), select(wins, trial.m, best.m)
-    d, dmin = select(wins, trial.d, best.d), select(wins, trial.dmin, best.dmin)
-    return select(wins, loss, best_loss), Stored(s, m, d, dmin)
+    new_dmin = to_half(select(free, (sm * sx - ss * mx) * inverse, dmin))
+    new_d = to_half(select(free, (mm * sx - sm * mx) * inverse, (sx + sm * dmin) * reciprocal(ss)))
+    before = d * (d * ss - two * (dmin * sm + sx)) + dmin * (dmin * mm + two * mx)
+    after = new_d * (new_d * ss - two * (new_dmin * sm + sx)) + new_dmin * (new_dmin * mm + two * mx)
+    wins = (after < before) & (zero < new_d) & (zero <= new_dmin)
+    return Stored(s, m, select(wins, new_d, d), select(wins, new_dmin, dmin))
 
 
 @kernel
@@ -217,9 +210,10 @@ def _search(tile: Tile, form: Form, moments: Moments, coarse: Floats, fine: Floa
     loss = _encode(tile, form, best)
     a, b = _coarse(tile, form, moments, coarse)
     trial = _fine(tile, form, moments, _store(a, b, form), fine)
-    loss, best = _better(_encode(tile, form, trial), trial, loss, best)
     trial = _refit(tile, form, moments, trial)
-    return _better(_encode(tile, form, trial), trial, loss, best)[1]
+    wins = _encode(tile, form, trial) < loss
+    s, m = select(wins, trial.s, best.s), select(wins, trial.m, best.m)
+    return Stored(s, m, select(wins, trial.d, best.d), select(wins, trial.dmin, best.dmin))
 
 
 @kernel

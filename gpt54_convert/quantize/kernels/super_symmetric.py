@@ -191,19 +191,13 @@ def _fine(tile: Tile, form: Form, start: Stored, candidates: Floats) -> Stored:
 
 @kernel
 def _refit(tile: Tile, form: Form, start: Stored) -> Stored:
-    """Least-squares d of each superblock for its levels and s, rounded to float16."""
+    """Least-squares d of each superblock for its levels and s, if better once in float16."""
     s, d = start
     sums = _sums(tile, form, d * s)
-    square = total(s * s * sums.square, form.group)
-    return Stored(s, to_half(total(s * sums.product, form.group) * reciprocal(square)))
-
-
-@kernel
-def _better(loss: Lanes, trial: Stored, best_loss: Lanes, best: Stored) -> tuple[Lanes, Stored]:
-    """The one with less loss, superblock by superblock."""
-    wins = loss < best_loss
-    stored = Stored(select(wins, trial.s, best.s), select(wins, trial.d, best.d))
-    return select(wins, loss, best_loss), stored
+    square, product = total(s * s * sums.square, form.group), total(s * sums.product, form.group)
+    new = to_half(product * reciprocal(square))
+    twice = splat(2.0) * product
+    return Stored(s, select(new * (new * square - twice) < d * (d * square - twice), new, d))
 
 
 @kernel
@@ -212,9 +206,9 @@ def _search(tile: Tile, form: Form, moments: Moments, coarse: Floats, fine: Floa
     best = _store(_extreme(form, moments), form)
     loss = _encode(tile, form, best)
     trial = _fine(tile, form, _store(_coarse(tile, form, moments, coarse), form), fine)
-    loss, best = _better(_encode(tile, form, trial), trial, loss, best)
     trial = _refit(tile, form, trial)
-    return _better(_encode(tile, form, trial), trial, loss, best)[1]
+    wins = _encode(tile, form, trial) < loss
+    return Stored(select(wins, trial.s, best.s), select(wins, trial.d, best.d))
 
 
 @kernel

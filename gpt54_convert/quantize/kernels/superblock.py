@@ -48,16 +48,19 @@ def _both_signs(factors: Floats, every: int) -> Floats:
     return np.concatenate([factors, -factors[::every]])
 
 
-_THREE_BY_THREE = _pairs(_span(0.97, 1.03, 3), _span(-0.55, 0.55, 3))
 _CANDIDATES = {
     "q2_k": Candidates(
         _pairs(_span(0.62, 0.99, 5), _span(-0.6, 0.6, 4)), _pairs(_span(0.82, 1.18, 5), _span(-0.5, 0.5, 3))
     ),
-    "q4_k": Candidates(_pairs(_span(0.85, 1.07, 7), _span(-0.3, 0.3, 3)), _THREE_BY_THREE),
-    "q5_k": Candidates(_pairs(_span(0.88, 1.09, 7), _span(-0.3, 0.3, 3)), _THREE_BY_THREE),
-    "q3_k": Candidates(_both_signs(_span(0.5, 1.12, 7), 2), _span(0.85, 1.15, 5)),
-    "q6_k": Candidates(_span(0.92, 1.03, 7), _span(0.94, 1.06, 7)),
-    "iq4_xs": Candidates(_both_signs(_span(0.76, 1.13, 9), 2), _span(0.87, 1.13, 3)),
+    "q4_k": Candidates(
+        _pairs(_span(0.84, 1.09, 5), _span(-0.7, 0.7, 5)), _pairs(_span(0.95, 1.05, 7), _span(0, 0, 1))
+    ),
+    "q5_k": Candidates(
+        _pairs(_span(0.95, 1.09, 13), _span(-0.4, 0.4, 2)), _pairs(_span(0.91, 1.09, 9), _span(-0.3, 0.3, 3))
+    ),
+    "q3_k": Candidates(_both_signs(_span(0.54, 1.19, 6), 2), _span(0.8, 1.2, 5)),
+    "q6_k": Candidates(_span(0.91, 1.06, 6), _span(0.935, 1.065, 13)),
+    "iq4_xs": Candidates(_both_signs(_span(0.7, 1.18, 10), 2), _span(0.9, 1.1, 5)),
 }
 _OFFSET = {
     "q2_k": super_offset.Form(16, 3.0, 15.0),

@@ -33,6 +33,8 @@ WIDTH = 16
 SUPERBLOCK = 256
 # Beyond what any type's largest float16 scale can reach, and still safe to square and sum in float32.
 LARGEST = 1e9
+# Less than any scale that can be stored; LARGEST / NOTHING is still finite.
+NOTHING = 1e-28
 # Float16's extremes: largest finite, smallest normal, smallest subnormal.
 HALF_MAX, HALF_NORMAL, HALF_TINY = 65504.0, 2.0**-14, 2.0**-24
 
@@ -157,8 +159,8 @@ def clamp(x: Lanes, low: Lanes, high: Lanes) -> Lanes:
 
 @kernel
 def reciprocal(x: Lanes) -> Lanes:
-    """1 / x, and 0 for 0: a scale of zero makes codes of zero."""
-    return select(splat(0.0) < magnitude(x), splat(1.0) / x, splat(0.0))
+    """1 / x, and 0 where x is (next to) 0: a scale of zero makes codes of zero."""
+    return select(splat(NOTHING) < magnitude(x), splat(1.0) / x, splat(0.0))
 
 
 @kernel
