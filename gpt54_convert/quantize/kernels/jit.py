@@ -17,3 +17,9 @@ def kernel(function: F) -> F:
     """
     compiled: F = njit(cache=True, nogil=True)(function)
     return compiled
+
+
+def inlined(function: F) -> F:
+    """As `kernel`, for small helpers called for every group or element: copied into their callers."""
+    compiled: F = njit(cache=True, nogil=True, forceinline=True)(function)
+    return compiled

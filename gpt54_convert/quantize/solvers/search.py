@@ -1,0 +1,27 @@
+"""Scale search: the scales, as they are stored, that make the squared error of each group small."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt54_convert.quantize.grids import SUPER, Grid
+from gpt54_convert.quantize.qtensor import QTensor
+from gpt54_convert.quantize.solvers._check import check
+
+DESCRIPTION = "search of the scales for the least squared error, weighted by importance if known"
+
+
+def solve(weight: NDArray[np.float32], grid: Grid, importance: NDArray[np.float32] | None = None) -> QTensor:
+    """`weight` [rows, columns] on `grid`; importance: [columns], mean squares of the inputs, or None.
+
+    Raises InputError for an element that is not finite, and for an importance that is negative or not finite.
+    """
+    check(weight, grid)
+    if grid.kind == SUPER:
+        from gpt54_convert.quantize.kernels import superblock  # Numba takes half a second to import
+
+        return superblock.search(weight, grid, importance)
+    from gpt54_convert.quantize.kernels import flat
+
+    return flat.search(weight, grid, importance)
