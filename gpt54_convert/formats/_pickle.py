@@ -196,7 +196,7 @@ def _named(module: Any, name: Any) -> _Global:
     known = _GLOBALS.get((module, name)) if isinstance(module, str) and isinstance(name, str) else None
     if known is None:
         where = f"{str(module)[:80]}.{str(name)[:80]}"
-        raise PickleError(f"it refers to {where}, which is no part of a checkpoint's weights")
+        raise PickleError(f"it refers to {where}, which has no place in a checkpoint")
     return known
 
 
@@ -213,7 +213,7 @@ def _call(function: _Global, arguments: tuple[Any, ...]) -> Any:
 
 
 def _tensor(arguments: tuple[Any, ...]) -> StoredTensor:
-    """v2: storage, offset, shape, strides, requires_grad, hooks[, metadata]; v3 has a dtype after the hooks."""
+    """v2: storage, offset, shape, strides, requires_grad, hooks[, metadata]; v3 adds a dtype after those."""
     storage, offset, shape, strides = arguments[:4]
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise PickleError("a tensor's description is garbled")
