@@ -15,7 +15,7 @@ IQ4_LEVELS = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32
 )
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=np.float32)
-E2M1_LEVELS = np.concatenate([_E2M1, -_E2M1])
+E2M1_LEVELS = np.concatenate([_E2M1, 0 - _E2M1])  # code 8 is +0, as ggml reads it
 
 
 @dataclass(frozen=True)
