@@ -1,9 +1,9 @@
 """Tiny random models, one kind per described architecture, for tests of every part.
 
 `make("llama")` answers `(model, folder)`: a transformers model in float32 whose weights are all random
-(norms and biases too, so that a forgotten one shows), and a folder as a model hub would serve it: config.json,
-generation_config.json, model.safetensors, tokenizer.json and tokenizer_config.json.  The same name, seed and
-changes give the same bytes.  `VARIANTS` lists the tricky kinds: "llama-tied", "gpt54-tied", …
+(norms and biases too, so that a forgotten one shows), and a folder as a model hub would serve it:
+config.json, generation_config.json, model.safetensors, tokenizer.json and tokenizer_config.json.  The same
+name, seed and changes give the same bytes.  `VARIANTS` lists the tricky kinds: "llama-tied", "gpt54-tied", …
 """
 
 from __future__ import annotations

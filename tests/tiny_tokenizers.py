@@ -116,6 +116,7 @@ def _gemma() -> tuple[Any, dict[str, str]]:
     )
     tokenizer.train_from_iterator(_lines(), trainer)
     content = json.loads(tokenizer.to_str())
+    content["model"]["merges"] = _all_splits(content["model"])
     # the byte tokens are ordinary vocabulary, not special tokens
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in bytes_]
     tokenizer = Tokenizer.from_str(json.dumps(content))
@@ -125,6 +126,14 @@ def _gemma() -> tuple[Any, dict[str, str]]:
         special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))],
     )
     return tokenizer, special
+
+
+def _all_splits(model: dict[str, Any]) -> list[list[str]]:
+    """Every pair of tokens that makes a token, in the merges' order: as sentencepiece's models have them."""
+    made = dict.fromkeys("".join(merge) for merge in model["merges"])
+    vocab = model["vocab"]
+    cuts = ((token[:cut], token[cut:]) for token in made for cut in range(len(token) - 1, 0, -1))
+    return [[left, right] for left, right in cuts if left in vocab and right in vocab]
 
 
 def _t5() -> tuple[Any, dict[str, str]]:

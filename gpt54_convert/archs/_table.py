@@ -130,8 +130,8 @@ class Architecture:
     renames: (regular expression, replacement) of other names that checkpoints use.
     ignored: regular expressions of buffers that are no weights.
     gguf_dropped: regular expressions of weights that GGUF has no place for and that are left out there.
-    gguf_extra: config -> further GGUF keys (name without the architecture's prefix -> (type, value)); raises
-        UnsupportedError for what llama.cpp would compute differently.
+    gguf_extra: config -> further GGUF keys (name without the architecture's prefix, or one that starts with
+        `tokenizer.` -> (type, value)); raises UnsupportedError for what llama.cpp would compute differently.
     gguf_tensors: config -> small tensors that GGUF has and transformers computes.
     gguf_scales: config -> canonical names of vectors that GGUF must hold multiplied by a factor, because
         llama.cpp leaves out a constant that transformers applies.

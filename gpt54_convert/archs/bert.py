@@ -38,7 +38,11 @@ def checks(config: Config) -> None:
 
 
 def gguf_extra(config: Config) -> GgufKeys:
-    return {"attention.causal": ("BOOL", False), "pooling_type": ("UINT32", _MEAN)}
+    return {
+        "attention.causal": ("BOOL", False),
+        "pooling_type": ("UINT32", _MEAN),
+        "tokenizer.ggml.token_type_count": ("UINT32", sizes(config)["types"]),
+    }
 
 
 def hf_extra(keys: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
