@@ -67,6 +67,8 @@ def _spaced(
             f"{source.file} has no byte fallback (256 tokens <0x00> to <0xFF>), without which llama.cpp "
             "cannot load a sentencepiece BPE; use another tokenizer"
         )
+    if architecture == "gemma4":
+        return _by_merges("gemma4", pre or "gemma4", merges, prefix)
     unknown = model.get("unk_token")
     special = {token["content"] for token in source.tokenizer["added_tokens"] if token.get("special")}
     plain = {token for token in model["vocab"] if token not in BYTE_TOKENS and token not in special}
@@ -80,10 +82,12 @@ def _spaced(
         return _scored(scores, unknown, flags)
     if prefix:
         raise refused(source, f"has merges that no scores can stand for ({odd!r:.40})")
-    # Plain BPE over text with U+2581 for spaces: llama.cpp does that for Gemma 4, and under this name.
-    name = "gemma4" if architecture == "gemma4" else "gpt2"
-    row = "gemma4" if architecture == "gemma4" else "sarvam-moe"
-    return Converted(name, pre or row, merges=merges, bytes=BYTE_TOKENS, flags=flags)
+    return _by_merges("gpt2", pre or "sarvam-moe", merges, prefix)
+
+
+def _by_merges(model: str, pre: str, merges: list[Pair], prefix: bool) -> Converted:
+    """Plain BPE over text with U+2581 for spaces: llama.cpp does that for Gemma 4, and for others by name."""
+    return Converted(model, pre, merges=merges, bytes=BYTE_TOKENS, flags={"add_space_prefix": prefix})
 
 
 def _scored(scores: Mapping[str, float], unknown: Any, flags: Mapping[str, bool]) -> Converted:

@@ -1,7 +1,8 @@
 """Tokenizer files from before tokenizer.json, turned into the tokenizer.json that means the same.
 
 Covered: vocab.json with merges.txt (GPT-2 and Qwen2), vocab.txt (BERT), and sentencepiece models (Llama,
-Gemma, T5).  What a Python tokenizer class adds on its own is known only for those classes; others are refused.
+Gemma, T5).  What a Python tokenizer class adds on its own is known for those classes only; others are
+refused.
 """
 
 from __future__ import annotations

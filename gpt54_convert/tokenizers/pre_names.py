@@ -231,7 +231,6 @@ ROWS: tuple[Row, ...] = (
             _split("[0-9][0-9][0-9]"),
             BYTES,
         ),
-        only_restored=True,
     ),
 )
 

@@ -72,9 +72,10 @@ def unknown_structure(steps: tuple[Step, ...], file: str) -> UnsupportedError:
     known = {(kind, same_spelling(text)) for row in ROWS for kind, text in row.steps}
     new = [step for step in steps if step not in known]
     what = " then ".join(f"{kind} {text}".strip() for kind, text in (new or steps)) or "none at all"
+    names = ", ".join(sorted(row.name for row in ROWS))
     return UnsupportedError(
         f"{file} pre-tokenizes in a way that no llama.cpp pre-tokenizer is known for ({what}); "
-        f"if you know which one fits, say --pre NAME with one of {', '.join(sorted(KNOWN_NAMES))}"
+        f"if you know which one fits, say --pre NAME with one of {names}"
     )
 
 

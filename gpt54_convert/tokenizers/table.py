@@ -25,7 +25,8 @@ def tokens_by_id(source: Source, vocab_size: int) -> dict[int, str]:
         if tokens.setdefault(token_id, token) != token or ids.setdefault(token, token_id) != token_id:
             raise InputError(
                 f"{source.file} (added_tokens) gives {token!r:.60} the id {token_id}, but "
-                f"{tokens[token_id]!r:.60} has that id, or the token has another ({ids.get(token)}); mend the added token"
+                f"{tokens[token_id]!r:.60} has that id, or the token has another ({ids.get(token)}); "
+                "mend the added token"
             )
     highest = max(tokens, default=0)
     if highest >= vocab_size:
