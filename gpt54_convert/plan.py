@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -98,7 +99,7 @@ def _join(problems: list[tuple[str, ConvertError]]) -> str:
 
 
 def _plan_one(name: str, recipe: Recipe, checkpoint: Checkpoint, views: _Views) -> ContainerPlan:
-    refuses = exporter(name).refuses
+    refuses = partial(exporter(name).refuses, checkpoint=checkpoint)
     if not recipe.step.schemes:
         assignments, label = _as_source(checkpoint, name), "keep"
     else:
@@ -136,7 +137,7 @@ def _scheme_for(container: str, names: tuple[str, ...]) -> Scheme:
 
 def _as_source(checkpoint: Checkpoint, container: str) -> dict[str, Assignment]:
     """Every tensor as the source has it; codes that the container cannot hold become exact float32."""
-    refuses = exporter(container).refuses
+    refuses = partial(exporter(container).refuses, checkpoint=checkpoint)
     found = {}
     for name, tensor in checkpoint.tensors.items():
         role = place(checkpoint, name).role

@@ -58,8 +58,13 @@ class Exporter(Protocol):
 
     DESCRIPTION: str
 
-    def refuses(self, role: str, tensor: LazyTensor, grid: Grid) -> str | None:
-        """Why this container cannot store a weight of that role on that grid; None where it can."""
+    def refuses(
+        self, role: str, tensor: LazyTensor, grid: Grid, checkpoint: Checkpoint | None = None
+    ) -> str | None:
+        """Why this container cannot store a weight of that role on that grid; None where it can.
+
+        checkpoint: the model it is part of; without it, what depends on the model cannot be told.
+        """
         ...
 
     def open_sink(self, checkpoint: Checkpoint, folder: Path, options: SinkOptions) -> Sink:

@@ -32,7 +32,7 @@ def can_hold(grid: Grid) -> bool:
     return grid.kind == FLOAT or packing.ggml_type(grid) is not None
 
 
-def refuses(role: str, tensor: LazyTensor, grid: Grid) -> str | None:
+def refuses(role: str, tensor: LazyTensor, grid: Grid, checkpoint: Checkpoint | None = None) -> str | None:
     """Why a weight of that role cannot stand on `grid` in a GGUF file; None where it can."""
     if grid.kind == FLOAT:
         return None
