@@ -172,8 +172,8 @@ def _how_to_load(folder: Path, checkpoint: Checkpoint, container: str, quantized
     if quantized:
         lines += [
             "",
-            "Needs `pip install compressed-tensors`. The model computes in float32, where it equals the stored",
-            "codes and scales exactly; `dtype=torch.bfloat16` halves its memory, rounding the scales to 8 bits.",
+            "Needs `pip install compressed-tensors`. The model computes in float32, where it equals the",
+            "stored codes and scales exactly; `dtype=torch.bfloat16` halves its memory and rounds scales.",
         ]
     return lines
 

@@ -13,7 +13,7 @@ from gpt54_convert.core.dtypes import is_float
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import InputError
 from gpt54_convert.loaders._folder import SideFiles
-from gpt54_convert.loaders._tying import settle_tying
+from gpt54_convert.loaders._tying import equal, settle_tying
 
 LAYER_LIMIT = 100_000
 
@@ -84,9 +84,11 @@ def _canonical(architecture: Architecture, raw: Mapping[str, LazyTensor]) -> dic
         canonical = architecture.canonical(name)
         if canonical is None:
             continue
+        if canonical in result and equal(result[canonical], tensor):
+            continue
         if canonical in result:
             raise InputError(
-                f"tensor {name}: means {canonical}, which is there already; remove one of the two"
+                f"tensor {name}: means {canonical}, which is there with other values; remove one"
             )
         result[canonical] = tensor.renamed(canonical)
     return result
