@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import platform
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +19,7 @@ from numpy.typing import NDArray
 from peers import ggml
 
 from gpt54_convert.errors import InputError, InternalError
+from gpt54_convert.packing.ggml import pack
 from gpt54_convert.quantize.grids import GRIDS, SUPER, grid
 from gpt54_convert.quantize.kernels import super_symmetric
 from gpt54_convert.quantize.kernels.jit import kernel
@@ -215,6 +223,15 @@ def test_search_beats_ggml(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["real", "positive", "giant", "mixed sizes", "1e-7", "1e8"])
+def test_readers_see_the_same_numbers(name: str, kind: str) -> None:
+    weight = CASES[kind] if kind in CASES else weights(kind, 4, 768)
+    for tensor in (rtn(weight, grid(name)), search(weight, grid(name), importances(weight.shape[1]))):
+        read = gguf.quants.dequantize(pack(tensor), gguf.GGMLQuantizationType[name.upper()])
+        np.testing.assert_array_equal(read, tensor.dequantize())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_rows_do_not_depend_on_their_neighbours(name: str) -> None:
     """Rows may come in any chunks, also where a tile reaches over the end of a row, and from any thread."""
     weight, importance = weights("real", 5, 768), importances(768)
@@ -282,3 +299,25 @@ def test_the_polynomial_gives_iq4_levels_exactly() -> None:
 
 def test_no_rows_give_no_codes() -> None:
     assert search(np.empty((0, 256), F32), grid("q4_k")).codes.shape == (0, 256)
+
+
+def digest() -> str:
+    """A hash of codes and scales that searches on two grids find."""
+    found = hashlib.sha256()
+    for name in ("q4_k", "iq4_xs"):
+        for importance in (None, importances(512)):
+            tensor = search(weights("real", 3, 512), grid(name), importance)
+            for part in (tensor.codes, tensor.scale, tensor.super_scale):
+                found.update(np.ascontiguousarray(part).tobytes())
+    return found.hexdigest()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names an x86 CPU")
+def test_codes_do_not_depend_on_the_cpu(tmp_path: Path) -> None:
+    """Without AVX and without fused multiply-add in hardware: the same codes, only slower."""
+    environment = os.environ | {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ""}
+    environment |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = f"from {__name__} import digest; print(digest())"
+    run = [sys.executable, "-c", command]
+    folder = Path(__file__).parent
+    assert subprocess.check_output(run, env=environment, cwd=folder, text=True).strip() == digest()

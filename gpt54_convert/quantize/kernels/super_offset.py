@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gpt54_convert.quantize.kernels.jit import kernel
+from gpt54_convert.quantize.kernels.jit import helper, kernel
 from gpt54_convert.quantize.kernels.lanes import fma, load, lower, rint, select, splat, store, store_bytes
 from gpt54_convert.quantize.kernels.tiles import (
     WIDTH,
@@ -74,7 +74,7 @@ class Stored(NamedTuple):
     dmin: Lanes
 
 
-@kernel
+@helper
 def _sums(tile: Tile, form: Form, a: Lanes, b: Lanes) -> Sums:
     """The sums of the codes nearest to the weights under scale a and offset −b."""
     zero, top, inverse = splat(0.0), splat(form.top), reciprocal(a)
@@ -88,7 +88,7 @@ def _sums(tile: Tile, form: Form, a: Lanes, b: Lanes) -> Sums:
     return Sums(level, square, product)
 
 
-@kernel
+@helper
 def _encode(tile: Tile, form: Form, stored: Stored) -> Lanes:
     """Write the nearest codes to tile.y; the loss of each superblock, computed as a reader dequantizes."""
     zero, top = splat(0.0), splat(form.top)
@@ -103,7 +103,7 @@ def _encode(tile: Tile, form: Form, stored: Stored) -> Lanes:
     return total(loss, form.group)
 
 
-@kernel
+@helper
 def _store(a: Lanes, b: Lanes, form: Form) -> Stored:
     """The storable scales next to the wished a and b of each group."""
     zero, steps = splat(0.0), splat(form.steps)
@@ -114,7 +114,7 @@ def _store(a: Lanes, b: Lanes, form: Form) -> Stored:
     return Stored(s, m, d, dmin)
 
 
-@kernel
+@helper
 def _fit(moments: Moments, sums: Sums) -> tuple[Lanes, Lanes]:
     """Least-squares a and b for fixed codes; b = 0 where the free solution would be negative, or where all
     codes are equal (up to rounding errors), which leaves a and b undetermined.
@@ -128,7 +128,7 @@ def _fit(moments: Moments, sums: Sums) -> tuple[Lanes, Lanes]:
     return a * inverse, select(pinned, zero, b * inverse)
 
 
-@kernel
+@helper
 def _coarse(tile: Tile, form: Form, moments: Moments, candidates: Floats) -> tuple[Lanes, Lanes]:
     """The best a and b of each group among the fits to the codes that `candidates` draw.
 
@@ -149,7 +149,7 @@ def _coarse(tile: Tile, form: Form, moments: Moments, candidates: Floats) -> tup
     return best_a, best_b
 
 
-@kernel
+@helper
 def _fine(tile: Tile, form: Form, moments: Moments, start: Stored, candidates: Floats) -> Stored:
     """The best storable s and m of each group, d and dmin given, among the fits to the candidates' codes."""
     zero, one, two, steps = splat(0.0), splat(1.0), splat(2.0), splat(form.steps)
@@ -175,7 +175,7 @@ def _fine(tile: Tile, form: Form, moments: Moments, start: Stored, candidates: F
     return Stored(s, m, d, dmin)
 
 
-@kernel
+@helper
 def _refit(tile: Tile, form: Form, moments: Moments, start: Stored) -> Stored:
     """Least-squares d and dmin of each superblock for its codes, s and m, if better once in float16."""
     s, m, d, dmin = start
@@ -196,14 +196,14 @@ def _refit(tile: Tile, form: Form, moments: Moments, start: Stored) -> Stored:
     return Stored(s, m, select(wins, new_d, d), select(wins, new_dmin, dmin))
 
 
-@kernel
+@helper
 def _round(form: Form, moments: Moments) -> Stored:
     """Plain rounding: the least and greatest weight of each group (and 0) become the ends of its range."""
     low = lower(moments.least, splat(0.0))
     return _store((moments.greatest - low) / splat(form.top), splat(0.0) - low, form)
 
 
-@kernel
+@helper
 def _search(tile: Tile, form: Form, moments: Moments, coarse: Floats, fine: Floats) -> Stored:
     """The storable scales with the least loss found; never more loss than plain rounding."""
     best = _round(form, moments)
@@ -216,7 +216,7 @@ def _search(tile: Tile, form: Form, moments: Moments, coarse: Floats, fine: Floa
     return Stored(s, m, select(wins, trial.d, best.d), select(wins, trial.dmin, best.dmin))
 
 
-@kernel
+@helper
 def _write(tile: Tile, form: Form, stored: Stored, start: int, out: Output) -> None:
     _encode(tile, form, stored)
     write_codes(tile, start, form.group, out.codes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gpt54_convert.quantize.kernels.jit import kernel
+from gpt54_convert.quantize.kernels.jit import helper, kernel
 from gpt54_convert.quantize.kernels.lanes import fma, load, magnitude, rint, select, splat, store, store_bytes
 from gpt54_convert.quantize.kernels.tiles import (
     WIDTH,
@@ -81,7 +81,7 @@ class Stored(NamedTuple):
     d: Lanes
 
 
-@kernel
+@helper
 def _level_of(code: Lanes) -> Lanes:
     """The level of an iq4_xs code, exactly."""
     y = splat(LEVEL[0])
@@ -90,7 +90,7 @@ def _level_of(code: Lanes) -> Lanes:
     return rint(y)
 
 
-@kernel
+@helper
 def _proposed(y: Lanes, form: Form) -> Lanes:
     """The level next to y; of iq4_xs's levels sometimes only the second next."""
     y = clamp(y, splat(form.low), splat(form.high))
@@ -102,7 +102,7 @@ def _proposed(y: Lanes, form: Form) -> Lanes:
     return _level_of(rint(code))
 
 
-@kernel
+@helper
 def _nearest(y: Lanes, form: Form) -> tuple[Lanes, Lanes]:
     """The code next to y, and its level."""
     if form.curved is None:
@@ -114,7 +114,7 @@ def _nearest(y: Lanes, form: Form) -> tuple[Lanes, Lanes]:
     return code, _level_of(code)
 
 
-@kernel
+@helper
 def _sums(tile: Tile, form: Form, a: Lanes) -> Sums:
     """The sums of the levels next to the weights under the scale a."""
     square, product, inverse = splat(0.0), splat(0.0), reciprocal(a)
@@ -126,7 +126,7 @@ def _sums(tile: Tile, form: Form, a: Lanes) -> Sums:
     return Sums(square, product)
 
 
-@kernel
+@helper
 def _encode(tile: Tile, form: Form, stored: Stored) -> Lanes:
     """Write the nearest codes to tile.y; the loss of each superblock, computed as a reader dequantizes."""
     a = stored.d * stored.s
@@ -140,7 +140,7 @@ def _encode(tile: Tile, form: Form, stored: Stored) -> Lanes:
     return total(loss, form.group)
 
 
-@kernel
+@helper
 def _store(a: Lanes, form: Form) -> Stored:
     """The storable scales next to the wished a of each group; the largest in magnitude gets the code `least`,
     which reaches one step further than `most`.
@@ -152,14 +152,14 @@ def _store(a: Lanes, form: Form) -> Stored:
     return Stored(clamp(rint(wished), splat(form.least), splat(form.most)), d)
 
 
-@kernel
+@helper
 def _extreme(form: Form, moments: Moments) -> Lanes:
     """The scale under which the weight largest in magnitude takes the lowest level."""
     negative = moments.greatest < splat(0.0) - moments.least
     return select(negative, moments.least, moments.greatest) / splat(form.low)
 
 
-@kernel
+@helper
 def _coarse(tile: Tile, form: Form, moments: Moments, candidates: Floats) -> Lanes:
     """The best a of each group among the fits to the levels that extreme · candidates[i] propose."""
     zero, extreme = splat(0.0), _extreme(form, moments)
@@ -173,7 +173,7 @@ def _coarse(tile: Tile, form: Form, moments: Moments, candidates: Floats) -> Lan
     return best_a
 
 
-@kernel
+@helper
 def _fine(tile: Tile, form: Form, start: Stored, candidates: Floats) -> Stored:
     """The best storable s of each group, d given, among the fits to the levels of d · s · candidates[i]."""
     s, d = start
@@ -189,7 +189,7 @@ def _fine(tile: Tile, form: Form, start: Stored, candidates: Floats) -> Stored:
     return Stored(s, d)
 
 
-@kernel
+@helper
 def _refit(tile: Tile, form: Form, start: Stored) -> Stored:
     """Least-squares d of each superblock for its levels and s, if better once in float16."""
     s, d = start
@@ -200,7 +200,7 @@ def _refit(tile: Tile, form: Form, start: Stored) -> Stored:
     return Stored(s, select(new * (new * square - twice) < d * (d * square - twice), new, d))
 
 
-@kernel
+@helper
 def _search(tile: Tile, form: Form, moments: Moments, coarse: Floats, fine: Floats) -> Stored:
     """The storable scales with the least loss found; never more loss than plain rounding."""
     best = _store(_extreme(form, moments), form)
@@ -211,7 +211,7 @@ def _search(tile: Tile, form: Form, moments: Moments, coarse: Floats, fine: Floa
     return Stored(select(wins, trial.s, best.s), select(wins, trial.d, best.d))
 
 
-@kernel
+@helper
 def _write(tile: Tile, form: Form, stored: Stored, start: int, out: Output) -> None:
     _encode(tile, form, stored)
     write_codes(tile, start, form.group, out.codes)

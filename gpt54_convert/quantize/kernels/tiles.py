@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt54_convert.quantize.kernels.jit import kernel
+from gpt54_convert.quantize.kernels.jit import helper
 from gpt54_convert.quantize.kernels.lanes import (
     eleven_bits,
     fma,
@@ -72,7 +72,7 @@ class Moments(NamedTuple):
     bad: Lanes
 
 
-@kernel
+@helper
 def new_tile(group: int) -> Tile:
     """Scratch for tiles of sixteen groups of `group` (16 or 32) elements."""
     size = WIDTH * group
@@ -80,7 +80,7 @@ def new_tile(group: int) -> Tile:
     return Tile(x, np.ones(size, np.float32), y, spare)
 
 
-@kernel
+@helper
 def read_tile(source: Source, start: int, group: int, tile: Tile) -> Moments:
     """Fill tile.x and tile.w with the sixteen groups from element `start` on; clamps x to ±LARGEST."""
     for half in range(group // WIDTH):
@@ -102,7 +102,7 @@ def read_tile(source: Source, start: int, group: int, tile: Tile) -> Moments:
     return Moments(weight, first, second, least, greatest, bad)
 
 
-@kernel
+@helper
 def write_codes(tile: Tile, start: int, group: int, codes: Bytes) -> None:
     """Put the codes of tile.y back into the order of the row, codes[start : start + 16 group]."""
     for half in range(group // WIDTH):
@@ -111,7 +111,7 @@ def write_codes(tile: Tile, start: int, group: int, codes: Bytes) -> None:
             store_bytes(codes, start + group * g + WIDTH * half, load(tile.spare, WIDTH * g))
 
 
-@kernel
+@helper
 def write_supers(values: Lanes, tile: Tile, start: int, group: int, out: Floats) -> None:
     """Write the number of each superblock of the tile that starts at element `start`."""
     store(tile.spare, 0, values)
@@ -119,7 +119,7 @@ def write_supers(values: Lanes, tile: Tile, start: int, group: int, out: Floats)
         out[start // SUPERBLOCK + i] = tile.spare[8 * i]
 
 
-@kernel
+@helper
 def any_bad(values: Lanes, tile: Tile) -> bool:
     """True where a lane is not 0 (NaN included)."""
     store(tile.spare, 0, values)
@@ -129,7 +129,7 @@ def any_bad(values: Lanes, tile: Tile) -> bool:
     return bad
 
 
-@kernel
+@helper
 def total(values: Lanes, group: int) -> Lanes:
     """The sum over each superblock, in each of its lanes (8 lanes for groups of 32, else 16)."""
     values = values + swap(values, 1)
@@ -140,7 +140,7 @@ def total(values: Lanes, group: int) -> Lanes:
     return values
 
 
-@kernel
+@helper
 def greatest(values: Lanes, group: int) -> Lanes:
     """The greatest number of each superblock, in each of its lanes."""
     values = upper(values, swap(values, 1))
@@ -151,19 +151,19 @@ def greatest(values: Lanes, group: int) -> Lanes:
     return values
 
 
-@kernel
+@helper
 def clamp(x: Lanes, low: Lanes, high: Lanes) -> Lanes:
     """x held between `low` and `high`; `low` where x is NaN."""
     return lower(upper(x, low), high)
 
 
-@kernel
+@helper
 def reciprocal(x: Lanes) -> Lanes:
     """1 / x, and 0 where x is (next to) 0: a scale of zero makes codes of zero."""
     return select(splat(NOTHING) < magnitude(x), splat(1.0) / x, splat(0.0))
 
 
-@kernel
+@helper
 def to_half(x: Lanes) -> Lanes:
     """x rounded to the nearest float16, ties to even, as float32; saturates instead of overflowing."""
     subnormal = rint(x * splat(1 / HALF_TINY)) * splat(HALF_TINY)
@@ -171,7 +171,7 @@ def to_half(x: Lanes) -> Lanes:
     return clamp(rounded, splat(-HALF_MAX), splat(HALF_MAX))
 
 
-@kernel
+@helper
 def super_scale(largest: Lanes, steps: Lanes) -> Lanes:
     """Float16 d with largest ≈ steps · d; the smallest float16 rather than 0 where largest is not 0.
 
