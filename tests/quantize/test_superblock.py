@@ -283,7 +283,7 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(InternalError, match="shape"):
         search(weight[:, :128], grid("q4_k"))
     with pytest.raises(InternalError, match="shape"):
-        rtn(weight, grid("q4_0"))
+        search(weight, grid("q4_0"))
 
 
 @kernel

@@ -27,7 +27,7 @@ LEAST_IMPORTANCE = 1e-6
 class Candidates(NamedTuple):
     """The scales that a search tries, as factors on a first guess (`coarse`) and on its outcome (`fine`).
 
-    For grids with an offset each row is (factor, shift), the shift in units of the scale.  Taken from a
+    For grids with an offset factor and shift alternate, the shift in units of the scale.  Taken from a
     random search over a hundred such sets on Gaussian, Student-t and outlier-ridden weights: twice as many
     lower the error by less than 1 %.
     """
@@ -89,7 +89,7 @@ def search(weight: NDArray[np.float32], grid: Grid, importance: NDArray[np.float
     importance: [columns], at least 0, or None for all alike.
     Raises InputError where a weight or an importance is not finite, InternalError as `rtn`.
     """
-    return _quantize(weight, grid, importance, _CANDIDATES[grid.name])
+    return _quantize(weight, grid, importance, _CANDIDATES.get(grid.name))
 
 
 def _quantize(
