@@ -15,7 +15,7 @@ from typing import Any
 
 from gpt54_convert.core.dtypes import STORAGE
 
-OPCODE_LIMIT = 8_000_000  # about 40 a tensor are needed
+OPCODE_LIMIT = 3_000_000  # about 40 a tensor are needed: 75,000 tensors in one file
 DIMENSION_LIMIT = 16
 
 

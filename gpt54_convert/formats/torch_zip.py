@@ -22,7 +22,7 @@ from gpt54_convert.formats import _pickle, _zip
 from gpt54_convert.formats._file import ReadFile
 from gpt54_convert.formats._pickle import PickleError, StoredTensor
 
-PICKLE_LIMIT = 128 << 20
+PICKLE_LIMIT = 64 << 20
 # Under which keys training scripts put the weights, where the file holds more than those.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _ADVICE = "save the model again with safetensors (save_pretrained does)"
@@ -117,10 +117,10 @@ def _lazy(
         empty = np.empty(shape, STORAGE[storage.dtype])
         return LazyTensor(name, shape, storage.dtype, lambda start, stop: empty[start:stop])
     last = stored.offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if last >= storage.count or math.prod(shape) > storage.count:
-        raise InputError(
-            f"{where}: reaches element {last} of a storage with {storage.count}; get the file again"
-        )
+    if last >= storage.count:
+        raise InputError(f"{where}: reaches element {last} of a storage with {storage.count}; get it again")
+    if math.prod(shape) > storage.count:
+        raise UnsupportedError(f"{where}: repeats its elements (an expanded tensor); {_ADVICE}")
     base = member.offset + stored.offset * itemsize
     if _streams(shape, strides):
         return _strided(file, name, storage.dtype, base, shape, strides)
