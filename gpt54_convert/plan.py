@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -157,9 +158,11 @@ def _check_use(container: str, chosen: Scheme, assignments: Mapping[str, Assignm
 
 
 def model_name(checkpoint: Checkpoint) -> str:
-    """A name for the model: the source's own, else that of its folder or file."""
+    """A name for the model: the source's own, else that of its folder or file less a grid's name."""
     own: Any = checkpoint.config.get("_name_or_path")
     path = checkpoint.source.path.absolute()
     if isinstance(own, str) and own.strip("./") and not own.startswith(("/", ".")):
         return own.rstrip("/").rsplit("/", 1)[-1]
-    return path.stem if path.is_file() else path.name
+    if path.is_dir():
+        return path.name
+    return re.sub(r"[.-](I?Q\d\w*|MXFP4|B?F(16|32))(-00001-of-\d{5})?$", "", path.stem, flags=re.IGNORECASE)

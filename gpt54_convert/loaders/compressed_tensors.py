@@ -260,4 +260,5 @@ def _tensor(
         lambda start, stop: assemble(start, stop).dequantize(),
         grid=target.name,
         read_codes=read_codes,
+        storage_bytes=shape[0] * target.row_bytes(shape[1]),
     )
