@@ -65,6 +65,11 @@ def gguf_extra(config: Config) -> GgufKeys:
             f"config.json: relative_attention_max_distance {distance} cannot be told to llama.cpp, which "
             f"computes with {MAX_DISTANCE}"
         )
+    if size["layers"] > size["encoder_layers"]:
+        raise UnsupportedError(
+            f"llama.cpp cannot load a T5 whose decoder ({size['layers']} layers) is deeper than its encoder "
+            f"({size['encoder_layers']})"
+        )
     epsilon = config.get("layer_norm_epsilon", 1e-6)
     return {
         "decoder_block_count": ("UINT32", size["layers"]),
