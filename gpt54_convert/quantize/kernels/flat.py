@@ -30,7 +30,7 @@ def rtn(weight: NDArray[np.float32], grid: Grid, importance: NDArray[np.float32]
     if grid.name == _MXFP4:
         mxfp4.round_mxfp4(groups, mxfp4.powers_of_two(), 0, out)
     elif grid.symmetric:
-        factor = ladders.signed(grid.name, grid.bits, weighted=False, long=False).factors[0]
+        factor = ladders.signed(grid, weighted=False).factors[0]
         signed.rtn_signed(groups, factor, _signed_form(grid), out)
     else:
         affine.rtn_affine(groups, _affine_form(grid), out)
@@ -45,14 +45,14 @@ def search(weight: NDArray[np.float32], grid: Grid, importance: NDArray[np.float
     Raises InputError where an importance is negative or not finite.
     """
     groups, out = _prepare(weight, grid, importance)
-    long, weighted = grid.group == 0, importance is not None
+    weighted = importance is not None
     if grid.name == _MXFP4:
         mxfp4.round_mxfp4(groups, mxfp4.powers_of_two(), _MXFP4_TRIES, out)
     elif grid.symmetric:
-        ladder = ladders.signed(grid.name, grid.bits, weighted, long)
+        ladder = ladders.signed(grid, weighted)
         signed.search_signed(groups, ladder.factors, ladder.refits, _signed_form(grid), out)
     else:
-        ladder = ladders.affine(grid.bits, weighted, long)
+        ladder = ladders.affine(grid, weighted)
         affine.search_affine(groups, ladder.factors, ladder.refits, _affine_form(grid), out)
     return _result(out, grid, weight.shape)
 
@@ -91,17 +91,19 @@ def _importances(importance: NDArray[np.float32] | None, columns: int, group: in
     if importance.shape != (columns,):
         raise InternalError(f"importance has shape {importance.shape}, not ({columns},)")
     grouped = np.asarray(importance, np.float64).reshape(-1, group)
-    if not (np.isfinite(grouped).all() and (grouped >= 0).all()):
-        raise InputError("an importance is negative or not a finite number")
+    usable = np.isfinite(importance) & (importance >= 0)
+    if not usable.all():
+        column = int(usable.argmin())
+        raise InputError(f"the importance of column {column} is {importance[column]}, no finite number ≥ 0")
     mean = grouped.mean(axis=1, keepdims=True)
     return np.where(mean > 0, grouped / np.where(mean > 0, mean, 1), 1).astype(np.float32)
 
 
 def _result(out: Coded, grid: Grid, shape: tuple[int, ...]) -> QTensor:
-    rows = shape[0]
+    groups = shape[0], shape[1] // (grid.group or shape[1])
     scale_type: Any = np.uint8 if grid.name == _MXFP4 else np.float16
-    scale = out.scale.astype(scale_type).reshape(rows, -1)
+    scale = out.scale.astype(scale_type).reshape(groups)
     if grid.symmetric:
         return QTensor(grid, out.codes.reshape(shape), scale)
-    offset = out.offset.astype(np.uint8 if grid.kind == INT else np.float16).reshape(rows, -1)
+    offset = out.offset.astype(np.uint8 if grid.kind == INT else np.float16).reshape(groups)
     return QTensor(grid, out.codes.reshape(shape), scale, offset)
