@@ -46,7 +46,8 @@ def _choose(source: Source, steps: tuple[Step, ...], merges: list[Pair]) -> Row:
     whole_words = bool(source.model.get("ignore_merges"))
     same = [row for row in rows if row.ignore_merges == whole_words]
     if not same:
-        odd = unreachable(source.model["vocab"], merges)
+        added = {token["content"] for token in source.tokenizer["added_tokens"]}  # found before any merge
+        odd = unreachable((token for token in source.model["vocab"] if token not in added), merges)
         if odd:
             raise refused(
                 source, f"has ignore_merges {whole_words}, and tokens that need it ({odd[0]!r:.40})"

@@ -57,8 +57,20 @@ def _added_tokens(keys: Keys) -> list[Json]:
     for token_id, (token, kind) in enumerate(zip(keys.tokens, keys.types, strict=True)):
         special = kind in _SPECIAL
         if (special or kind == TokenType.USER_DEFINED) and token and not keys.is_filler(token_id):
-            added.append(added_token(token_id, token, special))
+            added.append({**added_token(token_id, token, special), **_strips(keys, token, special)})
     return added
+
+
+def _strips(keys: Keys, token: str, special: bool) -> Json:
+    """Flags for which GGUF has no key: llama.cpp knows them by the model's name, and so must we."""
+    name = str(keys.raw.get("general.name", "")).lower()
+    pre = str(keys.raw.get("tokenizer.ggml.pre", ""))
+    if "phi-3" in name or "phi3" in name:
+        takes_spaces = special or token == "</s>"
+        return {"rstrip": takes_spaces and token not in ("<unk>", "<s>", "<|endoftext|>")}
+    if pre.startswith("jina-v2") and token == "<mask>":
+        return {"lstrip": True}
+    return {"lstrip": True} if "modern-bert" in name and token == "[MASK]" else {}
 
 
 def _vocabulary(keys: Keys) -> dict[str, int]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-MISSING = "llama-cpp-python is missing (pip install llama-cpp-python==0.3.36): ids were not compared with llama.cpp"
+MISSING = "llama-cpp-python is missing (pip install llama-cpp-python==0.3.36): not compared with llama.cpp"
 
 
 def available() -> bool:
@@ -20,12 +19,12 @@ class LlamaVocab:
     """The vocabulary of one GGUF file, loaded by llama.cpp."""
 
     def __init__(self, path: Path) -> None:
-        import llama_cpp  # noqa: PLC0415 - an optional extra
+        import llama_cpp
 
         self._api: Any = llama_cpp
         self.said: list[str] = []
         # llama.cpp keeps the pointer: the object must live as long as the library may log
-        self._log = llama_cpp.llama_log_callback(lambda _level, text, _data: self.said.append(text.decode(errors="replace")))
+        self._log = llama_cpp.llama_log_callback(self._listen)
         llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
         _alive.append(self._log)
         parameters = llama_cpp.llama_model_default_params()
@@ -45,9 +44,8 @@ class LlamaVocab:
             raise RuntimeError(f"{-count} tokens for {len(data)} bytes")
         return list(ids[:count])
 
-    def warnings(self) -> list[str]:
-        """What llama.cpp said that sounds like a warning about the tokenizer."""
-        return [line for line in self.said if re.search(r"warn|missing|mismatch|degraded", line, re.IGNORECASE)]
+    def _listen(self, _level: int, text: bytes, _data: object) -> None:
+        self.said.append(text.decode(errors="replace"))
 
     def close(self) -> None:
         """Free the model."""

