@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt54_convert.errors import InputError, InternalError
+from gpt54_convert.quantize.finite import refuse
 from gpt54_convert.quantize.grids import INT, Grid
 from gpt54_convert.quantize.kernels import affine, ladders, mxfp4, signed
-from gpt54_convert.quantize.kernels.groups import WIDTH, Coded, Groups
+from gpt54_convert.quantize.kernels.groups import Coded, Groups, not_finite, scratch
 from gpt54_convert.quantize.qtensor import QTensor
 
 _CURVED = "iq4_nl"
@@ -25,7 +26,10 @@ _MXFP4_TRIES = 2
 
 
 def rtn(weight: NDArray[np.float32], grid: Grid, importance: NDArray[np.float32] | None = None) -> QTensor:
-    """Plain rounding of `weight` [rows, columns], finite float32; `importance` is accepted and not used."""
+    """Plain rounding of `weight` [rows, columns] float32; `importance` is accepted and not used.
+
+    Raises InputError where a weight is not finite.
+    """
     groups, out = _prepare(weight, grid, None)
     if grid.name == _MXFP4:
         mxfp4.round_mxfp4(groups, mxfp4.powers_of_two(), 0, out)
@@ -34,15 +38,17 @@ def rtn(weight: NDArray[np.float32], grid: Grid, importance: NDArray[np.float32]
         signed.rtn_signed(groups, factor, _signed_form(grid), out)
     else:
         affine.rtn_affine(groups, _affine_form(grid), out)
+    if not_finite(groups):
+        refuse(weight)
     return _result(out, grid, weight.shape)
 
 
 def search(weight: NDArray[np.float32], grid: Grid, importance: NDArray[np.float32] | None = None) -> QTensor:
-    """Codes and scales of `weight` [rows, columns], finite float32, that make Σ importance · error² small.
+    """Codes and scales of `weight` [rows, columns] float32 that make Σ importance · error² small.
 
     A group's error is measured on what is stored, float16 scales included; it never exceeds that of `rtn`.
     importance: [columns] at least 0, of any scale, or None for all alike (as in a group where all are 0).
-    Raises InputError where an importance is negative or not finite.
+    Raises InputError where a weight is not finite, and where an importance is negative or not finite.
     """
     groups, out = _prepare(weight, grid, importance)
     weighted = importance is not None
@@ -54,6 +60,8 @@ def search(weight: NDArray[np.float32], grid: Grid, importance: NDArray[np.float
     else:
         ladder = ladders.affine(grid, weighted)
         affine.search_affine(groups, ladder.factors, ladder.refits, _affine_form(grid), out)
+    if not_finite(groups):
+        refuse(weight)
     return _result(out, grid, weight.shape)
 
 
@@ -75,8 +83,7 @@ def _prepare(
         raise InternalError(f"a weight of shape {weight.shape} cannot be put on the grid {grid.name}")
     columns = weight.shape[1]
     x = np.ascontiguousarray(weight, np.float32).reshape(-1, grid.group or columns)
-    spare = np.zeros(4 * WIDTH, np.float32)
-    spare[3 * WIDTH :] = np.arange(WIDTH)
+    spare = scratch()
     groups = Groups(
         x, x.view(np.int32), _importances(importance, columns, x.shape[1]), spare, spare.view(np.int32)
     )

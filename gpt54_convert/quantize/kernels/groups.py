@@ -24,10 +24,11 @@ _SPLIT = F32(2**13 + 1)  # Veltkamp's splitting: keeps the upper 11 of 24 bits, 
 # Another candidate must beat plain rounding by more than the noise of float32 sums.
 MARGIN = F32(1 - 1e-5)
 # Numba makes int64 of int32 operators on plain numbers, which halves the speed: hence these.
-_POSITIVE: Any
-_NEGATIVE: Any
-_SIGN: Any
-_POSITIVE, _NEGATIVE, _SIGN = np.int32(2**31 - 1), np.int32(-(2**31)), np.int32(31)
+_POSITIVE: Any = np.int32(2**31 - 1)
+_NEGATIVE: Any = np.int32(-(2**31))
+_SIGN: Any = np.int32(31)
+_INFINITY: Any = np.int32(0x7F800000)
+_BAD = 4 * WIDTH
 
 Floats = NDArray[np.float32]
 Lanes = Any  # sixteen float32, known to Numba only
@@ -38,7 +39,8 @@ class Groups(NamedTuple):
 
     x: float32 [groups, group]; bits: the same memory as int32.
     w: float32 [groups of a row, group], the importance of each column, of mean 1 in every group.
-    spare: 64 float32 of scratch, the last 16 being 0, 1 … 15; words: the same memory as int32.
+    spare: 65 float32 of scratch, of which 48 … 63 hold 0 … 15.
+    words: the same memory as int32; the last becomes 1 where an element is not finite.
     """
 
     x: Floats
@@ -46,6 +48,18 @@ class Groups(NamedTuple):
     w: Floats
     spare: Floats
     words: NDArray[np.int32]
+
+
+def scratch() -> Floats:
+    """`Groups.spare`, new."""
+    spare = np.zeros(_BAD + 1, np.float32)
+    spare[3 * WIDTH : _BAD] = np.arange(WIDTH)
+    return spare
+
+
+def not_finite(groups: Groups) -> bool:
+    """True after a kernel met an element that is not finite."""
+    return bool(groups.words[_BAD])
 
 
 class Coded(NamedTuple):
@@ -87,7 +101,7 @@ def _ordered(bits: Any) -> Any:
 
 @inlined
 def extremes(groups: Groups, g: int) -> tuple[Any, Any]:
-    """Smallest and largest element of group g.
+    """Smallest and largest element of group g; notes whether one is not finite.
 
     Floats are compared as integers: LLVM vectorises integer minima, but not float ones, which must mind NaN.
     """
@@ -95,6 +109,8 @@ def extremes(groups: Groups, g: int) -> tuple[Any, Any]:
     for j in range(groups.bits.shape[1]):
         ordered = _ordered(groups.bits[g, j])
         smallest, largest = min(smallest, ordered), max(largest, ordered)
+    if largest >= _INFINITY or smallest <= ~_INFINITY:  # NaN lies beyond the infinities
+        groups.words[_BAD] = 1
     groups.words[0], groups.words[1] = _ordered(smallest), _ordered(largest)
     return groups.spare[0], groups.spare[1]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt54_convert.errors import InputError
+from gpt54_convert.quantize.finite import refuse
 from gpt54_convert.quantize.grids import SUPER, Grid
 from gpt54_convert.quantize.qtensor import QTensor
 from gpt54_convert.quantize.solvers._check import check
@@ -21,7 +23,11 @@ def solve(weight: NDArray[np.float32], grid: Grid, importance: NDArray[np.float3
     if grid.kind == SUPER:
         from gpt54_convert.quantize.kernels import superblock  # Numba takes half a second to import
 
-        return superblock.rtn(weight, grid, importance)
+        try:
+            return superblock.rtn(weight, grid, importance)
+        except InputError:
+            refuse(weight)
+            raise
     from gpt54_convert.quantize.kernels import flat
 
     return flat.rtn(weight, grid, importance)
