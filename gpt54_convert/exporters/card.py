@@ -180,4 +180,4 @@ def _how_to_load(folder: Path, checkpoint: Checkpoint, container: str, quantized
 
 def _plain(text: str) -> str:
     """Text that cannot break out of a line or a table cell."""
-    return re.sub(r"[\r\n|<>`]+", " ", text)
+    return re.sub(r"[\s|<>`]+", " ", text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpt54_convert import archs
@@ -31,7 +31,10 @@ def build(source: Source, raw: Mapping[str, LazyTensor], side: SideFiles) -> Che
         sizes = _sizes(architecture, config)
         expected = architecture.expected(sizes)
         tensors = _canonical(architecture, tensors)
-        tensors = {name: _checked(architecture, expected, sizes, tensor) for name, tensor in tensors.items()}
+        tensors = {
+            name: _checked(architecture, expected, sizes, tensors[name])
+            for name in sorted(tensors, key=_layer_by_layer(architecture))
+        }
         tensors, config = settle_tying(tensors, config, architecture)
         _check_complete(expected, tensors)
     return Checkpoint(
@@ -76,6 +79,24 @@ def without_twins(raw: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
             seen.add(id(tensor.read))
             kept[name] = tensor
     return kept
+
+
+def _layer_by_layer(architecture: Architecture) -> Callable[[str], tuple[int, ...]]:
+    """A key that sorts names as the model runs; files sort them by type and letter instead."""
+    places: dict[tuple[str, str], tuple[int, int]] = {}
+    stacks: dict[str, int] = {}
+    for index, weight in enumerate(architecture.weights):
+        first = stacks.setdefault(weight.stack, index) if "{i}" in weight.hf else index
+        places[weight.hf, weight.hf_suffix] = (first, index)
+
+    def key(name: str) -> tuple[int, ...]:
+        match = architecture.match(name)
+        if match is None:
+            return (len(places),)
+        first, index = places[match.weight.hf, match.weight.hf_suffix]
+        return first, match.layer or 0, index, int(match.is_bias)
+
+    return key
 
 
 def _canonical(architecture: Architecture, raw: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
