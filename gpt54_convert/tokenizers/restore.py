@@ -130,8 +130,13 @@ def _unigram(keys: Keys) -> Json:
         charsmap = bytes(keys.raw.get("tokenizer.ggml.precompiled_charsmap") or b"")
     except (TypeError, ValueError):
         raise InputError("tokenizer.ggml.precompiled_charsmap holds no bytes; convert again") from None
+    # An unknown character costs ten more than the lowest score of all: padding must not set that.
+    lowest = min(
+        (score for score, kind in zip(keys.scores, keys.types, strict=True) if kind == TokenType.NORMAL),
+        default=0.0,
+    )
     parts = unigram(
-        [[keys.tokens[at], keys.scores[at]] for at in range(last + 1)],
+        [[keys.tokens[at], max(keys.scores[at], lowest)] for at in range(last + 1)],
         keys.ids["unk"],
         charsmap,
         merge_spaces=keys.flag("remove_extra_whitespaces", False),

@@ -314,3 +314,8 @@ def test_chat_templates_in_all_forms(tmp_path: Path) -> None:
     keys = convert(tokenizer, size, files=files)
     assert keys["tokenizer.chat_template"] == "new"
     assert from_gguf(keys, config={})["chat_template.jinja"] == b"new"
+
+
+def test_every_pre_tokenizer_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "tokenizers.md").read_text(encoding="utf-8")
+    assert [row.name for row in ROWS if f"`{row.name}`" not in text] == []
