@@ -83,15 +83,15 @@ def to_config(architecture: Architecture, keys: Mapping[str, Any], shapes: Shape
     keys: all of the file's.  shapes: of its tensors, by GGUF name.
     Raises InputError where a key is missing or makes no sense.
     """
-    own = _own_config(architecture, keys)
-    if own is not None:
-        return own
-    short = {name.removeprefix(f"{architecture.gguf}."): value for name, value in keys.items()}
     embedding = shapes.get("token_embd.weight")
     if embedding is None:
         raise InputError(
             "tensor token_embd.weight is missing from the GGUF file; it may hold a vocabulary only"
         )
+    own = _own_config(architecture, keys)
+    if own is not None:
+        return own
+    short = {name.removeprefix(f"{architecture.gguf}."): value for name, value in keys.items()}
     short["vocab_size"] = embedding[0]
     config: dict[str, Any] = {
         "architectures": [architecture.model_class],
@@ -132,7 +132,8 @@ def _own_config(architecture: Architecture, keys: Mapping[str, Any]) -> dict[str
     except (ConvertError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError):
         return None  # somebody changed it: the keys that every reader believes are enough
     agrees = all(_same(kind, value, keys.get(name)) for name, kind, value in said)
-    return config if agrees else None
+    more = {name for name in keys if name.startswith(f"{architecture.gguf}.")} - {name for name, *_ in said}
+    return config if agrees and not more else None
 
 
 def _same(kind: str, value: Any, found: Any) -> bool:
