@@ -86,7 +86,7 @@ def naive_group(x: Array, target: Grid) -> tuple[list[int], float, float]:
             low, high = min(low, F32(0)), max(high, F32(0))
             reach = F32(high * F32(0.5)) - F32(low * F32(0.5))
             scale = half(reach * F32(F32(2) / F32(top)))
-            zero = np.rint(F32(low * F32(-0.5)) / reach * F32(top)) if reach else F32(0)
+            zero = np.rint(F32(F32(low * F32(-0.5)) / reach) * F32(top)) if reach else F32(0)
             return encode(x, scale, F32(-scale * zero), top), scale, int(zero)
         offset = half(low)
         reach = max(F32(high * F32(0.5)) - F32(offset * F32(0.5)), F32(0))

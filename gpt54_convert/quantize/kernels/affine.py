@@ -23,14 +23,22 @@ from gpt54_convert.quantize.kernels.groups import (
     best,
     clamp,
     extremes,
-    half,
+    extremes_of_sixteen,
     halves,
     keep_first,
 )
 from gpt54_convert.quantize.kernels.jit import inlined, kernel
-from gpt54_convert.quantize.kernels.lanes import fma, load, rint, splat
-
-_HALF = F32(0.5)
+from gpt54_convert.quantize.kernels.lanes import (
+    fma,
+    load,
+    lower,
+    rint,
+    select,
+    splat,
+    store,
+    store_bytes,
+    upper,
+)
 
 
 class Form(NamedTuple):
@@ -41,47 +49,57 @@ class Form(NamedTuple):
 
 
 @inlined
-def _range(groups: Groups, g: int, form: Form) -> tuple[Any, Any]:
-    """Smallest and largest element of group g; an integer zero asks for 0 to lie between them."""
-    smallest, largest = extremes(groups, g)
+def _with_zero(smallest: Lanes, largest: Lanes, form: Form) -> tuple[Lanes, Lanes]:
+    """The range of a group: an integer zero asks for 0 to lie in it."""
     if form.integer:
-        smallest, largest = min(smallest, ZERO), max(largest, ZERO)
+        return lower(smallest, splat(ZERO)), upper(largest, splat(ZERO))
     return smallest, largest
 
 
 @inlined
-def _plain(smallest: Any, largest: Any, form: Form) -> tuple[Any, Any]:
-    """Scale and offset of plain rounding; what float16 does to the offset, the scale makes good."""
-    top = F32(form.top)
+def _plain(smallest: Lanes, largest: Lanes, form: Form) -> tuple[Lanes, Lanes]:
+    """Scales and offsets of plain rounding; what float16 does to an offset, the scale makes good."""
+    zero, half, top = splat(ZERO), splat(F32(0.5)), splat(F32(form.top))
     if form.integer:
-        reach = largest * _HALF - smallest * _HALF  # half of the range, which itself may overflow
-        if reach == ZERO:
-            return ZERO, ZERO
-        scale = half(reach * (F32(2) / top))
-        return scale, -scale * np.rint(smallest * -_HALF / reach * top)
-    offset = half(smallest)
-    return half(max(largest * _HALF - offset * _HALF, ZERO) * (F32(2) / top)), offset
+        reach = largest * half - smallest * half  # half of the range, which itself may overflow
+        scale = halves(reach * (splat(F32(2)) / top))
+        below = select(zero < reach, (zero - smallest * half) / reach, zero)
+        return scale, zero - scale * rint(below * top)
+    offset = halves(smallest)
+    reach = upper(largest * half - offset * half, zero)
+    return halves(reach * (splat(F32(2)) / top)), offset
 
 
 @inlined
 def _encode(groups: Groups, g: int, scale: Any, offset: Any, form: Form, out: Coded) -> None:
-    """Write the codes, the scale and the offset (or the integer zero) of group g."""
+    """Write the scale, the offset (or the integer zero) and the codes of group g."""
     inverse = ONE / scale if scale != ZERO else ZERO
-    top = F32(form.top)
+    zero, top, by, shift = splat(ZERO), splat(F32(form.top)), splat(inverse), splat(offset)
     out.scale[g] = scale
     out.offset[g] = np.rint(-offset * inverse) if form.integer else offset
-    for j in range(groups.x.shape[1]):
+    length = groups.x.shape[1]
+    start, whole = g * length, length - length % WIDTH
+    for j in range(0, whole, WIDTH):
+        code = clamp(rint((load(groups.flat, start + j) - shift) * by), zero, top)
+        store_bytes(out.codes, start + j, code)
+    for j in range(whole, length):
         y = np.rint((groups.x[g, j] - offset) * inverse)
-        out.codes[g, j] = np.uint8(np.int32(min(max(y, ZERO), top)))
+        out.codes[start + j] = np.uint8(np.int32(min(max(y, ZERO), F32(form.top))))
 
 
 @kernel
 def rtn_affine(groups: Groups, form: Form, out: Coded) -> None:
     """Plain rounding between the smallest and the largest element of each group."""
-    for g in range(groups.x.shape[0]):
-        smallest, largest = _range(groups, g, form)
-        scale, offset = _plain(smallest, largest, form)
-        _encode(groups, g, scale, offset, form, out)
+    spare, count = groups.spare, groups.x.shape[0]
+    for first in range(0, count, WIDTH):
+        some = min(WIDTH, count - first)
+        smallest, largest = extremes_of_sixteen(groups, first, some)
+        smallest, largest = _with_zero(smallest, largest, form)
+        scales, offsets = _plain(smallest, largest, form)
+        store(spare, 0, scales)
+        store(spare, WIDTH, offsets)
+        for i in range(some):
+            _encode(groups, first + i, spare[i], spare[WIDTH + i], form, out)
 
 
 @inlined
@@ -130,9 +148,8 @@ def _error(groups: Groups, at: tuple[int, int], scale: Lanes, offset: Lanes, for
 
 
 @inlined
-def _candidates(smallest: Any, largest: Any, cuts: tuple[Lanes, Lanes], form: Form) -> tuple[Lanes, Lanes]:
+def _candidates(low: Lanes, high: Lanes, cuts: tuple[Lanes, Lanes], form: Form) -> tuple[Lanes, Lanes]:
     """Scales and offsets where `cuts`, as parts of the range, are taken off its lower and upper end."""
-    low, high = splat(smallest), splat(largest)
     low, high = low + (high - low) * cuts[0], high - (high - low) * cuts[1]
     top, zero = splat(F32(form.top)), splat(ZERO)
     scale = halves((high - low) / top)
@@ -150,23 +167,22 @@ def search_affine(groups: Groups, ladder: Floats, refits: int, form: Form, out: 
     """
     count = ladder.size // 2
     for g in range(groups.x.shape[0]):
-        smallest, largest = _range(groups, g, form)
-        scale, offset = _plain(smallest, largest, form)
-        error, at = F32(np.inf), (g, g % groups.w.shape[0])
-        if smallest < largest:
-            plain = (splat(scale), splat(offset))
-            for start in range(0, count, WIDTH):
-                cuts = (load(ladder, start), load(ladder, count + start))
-                scales, offsets = _candidates(smallest, largest, cuts, form)
-                for _ in range(refits):
-                    scales, offsets = _refit(groups, at, scales, offsets, form)
-                if start == 0:
-                    scales = keep_first(plain[0], scales, groups.spare)
-                    offsets = keep_first(plain[1], offsets, groups.spare)
-                errors = _error(groups, at, scales, offsets, form)
-                if start == 0:
-                    errors = keep_first(errors * splat(MARGIN), errors, groups.spare)
-                lowest, its_scale, its_offset = best(errors, scales, offsets, groups.spare)
-                if lowest < error:
-                    scale, offset, error = its_scale, its_offset, lowest
+        smallest, largest = extremes(groups, g)
+        low, high = _with_zero(smallest, largest, form)
+        plain, at = _plain(low, high, form), (g, g % groups.w.shape[0])
+        scale, offset, error = ZERO, ZERO, F32(np.inf)
+        for start in range(0, count, WIDTH):
+            cuts = (load(ladder, start), load(ladder, count + start))
+            scales, offsets = _candidates(low, high, cuts, form)
+            for _ in range(refits):
+                scales, offsets = _refit(groups, at, scales, offsets, form)
+            if start == 0:
+                scales = keep_first(plain[0], scales, groups.spare)
+                offsets = keep_first(plain[1], offsets, groups.spare)
+            errors = _error(groups, at, scales, offsets, form)
+            if start == 0:
+                errors = keep_first(errors * splat(MARGIN), errors, groups.spare)
+            lowest, its_scale, its_offset = best(errors, scales, offsets, groups.spare)
+            if lowest < error or start == 0:
+                scale, offset, error = its_scale, its_offset, lowest
         _encode(groups, g, scale, offset, form, out)

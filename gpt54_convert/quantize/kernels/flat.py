@@ -83,12 +83,9 @@ def _prepare(
         raise InternalError(f"a weight of shape {weight.shape} cannot be put on the grid {grid.name}")
     columns = weight.shape[1]
     x = np.ascontiguousarray(weight, np.float32).reshape(-1, grid.group or columns)
-    spare = scratch()
-    groups = Groups(
-        x, x.view(np.int32), _importances(importance, columns, x.shape[1]), spare, spare.view(np.int32)
-    )
+    groups = Groups(x, x.reshape(-1), _importances(importance, columns, x.shape[1]), scratch())
     scale, offset = np.empty(len(x), np.float32), np.empty(0 if grid.symmetric else len(x), np.float32)
-    return groups, Coded(np.empty(x.shape, np.uint8), scale, offset)
+    return groups, Coded(np.empty(x.size, np.uint8), scale, offset)
 
 
 def _importances(importance: NDArray[np.float32] | None, columns: int, group: int) -> NDArray[np.float32]:

@@ -1,7 +1,8 @@
 """What the kernels with one level of scales share: extremes, float16 rounding, choosing a candidate.
 
-A search tries sixteen candidate scales of one group at a time, one in each lane (see `lanes.py`).  So the
-sums of every candidate keep the order of the elements, and a group may be of any length.
+Plain rounding takes sixteen groups at a time and computes their scales side by side, one in each lane (see
+`lanes.py`).  A search takes one group at a time and sixteen candidate scales.  Either way every sum keeps the
+order of the elements, and a group may be of any length.
 """
 
 from __future__ import annotations
@@ -12,9 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt54_convert.quantize.kernels.jit import inlined
-from gpt54_convert.quantize.kernels.lanes import load, lower, magnitude, select, splat, store, swap, upper
+from gpt54_convert.quantize.kernels.lanes import (
+    fma,
+    interleave,
+    load,
+    lower,
+    magnitude,
+    select,
+    splat,
+    store,
+    swap,
+    upper,
+)
 
 WIDTH = 16
+TILE = WIDTH * WIDTH
 F32: Any = np.float32  # Any, for type checkers know nothing of Numba's arithmetic
 ZERO, ONE = F32(0), F32(1)
 # Float16's smallest and largest size, and its smallest size of full precision.
@@ -23,12 +36,8 @@ _TINY_STEPS = F32(0.75)  # added to a small float32 and taken away, it leaves a 
 _SPLIT = F32(2**13 + 1)  # Veltkamp's splitting: keeps the upper 11 of 24 bits, ties to even
 # Another candidate must beat plain rounding by more than the noise of float32 sums.
 MARGIN = F32(1 - 1e-5)
-# Numba makes int64 of int32 operators on plain numbers, which halves the speed: hence these.
-_POSITIVE: Any = np.int32(2**31 - 1)
-_NEGATIVE: Any = np.int32(-(2**31))
-_SIGN: Any = np.int32(31)
-_INFINITY: Any = np.int32(0x7F800000)
-_BAD = 4 * WIDTH
+# Places in `Groups.spare`: two tiles, the numbers of the lanes, and zeros that stay so while all is finite.
+_SECOND, _LANES, _BAD = TILE, 2 * TILE, 2 * TILE + WIDTH
 
 Floats = NDArray[np.float32]
 Lanes = Any  # sixteen float32, known to Numba only
@@ -37,35 +46,21 @@ Lanes = Any  # sixteen float32, known to Numba only
 class Groups(NamedTuple):
     """What is quantized, and room to work in.
 
-    x: float32 [groups, group]; bits: the same memory as int32.
+    x: float32 [groups, group]; flat: the same memory in one dimension.
     w: float32 [groups of a row, group], the importance of each column, of mean 1 in every group.
-    spare: 65 float32 of scratch, of which 48 … 63 hold 0 … 15.
-    words: the same memory as int32; the last becomes 1 where an element is not finite.
+    spare: scratch, made by `scratch`.
     """
 
     x: Floats
-    bits: NDArray[np.int32]
+    flat: Floats
     w: Floats
     spare: Floats
-    words: NDArray[np.int32]
-
-
-def scratch() -> Floats:
-    """`Groups.spare`, new."""
-    spare = np.zeros(_BAD + 1, np.float32)
-    spare[3 * WIDTH : _BAD] = np.arange(WIDTH)
-    return spare
-
-
-def not_finite(groups: Groups) -> bool:
-    """True after a kernel met an element that is not finite."""
-    return bool(groups.words[_BAD])
 
 
 class Coded(NamedTuple):
     """What comes out.
 
-    codes: uint8 [groups, group]; scale, offset: float32 [groups], holding float16 numbers or integers.
+    codes: uint8, one dimension; scale, offset: float32 [groups], holding float16 numbers or integers.
     """
 
     codes: NDArray[np.uint8]
@@ -73,19 +68,24 @@ class Coded(NamedTuple):
     offset: Floats
 
 
-@inlined
-def half(x: float) -> Any:
-    """The float16 nearest to x as a float32; sizes below 2**-24 and above 65504 become those (0 stays 0)."""
-    size = min(max(abs(x), HALF_TINY), HALF_MAX)
-    spread = size * _SPLIT
-    size = (size + _TINY_STEPS) - _TINY_STEPS if size < HALF_NORMAL else spread - (spread - size)
-    size = size if abs(x) > ZERO else ZERO
-    return -size if x < ZERO else size
+def scratch() -> Floats:
+    """`Groups.spare`, new."""
+    spare = np.zeros(_BAD + WIDTH, np.float32)
+    spare[_LANES:_BAD] = np.arange(WIDTH)
+    return spare
+
+
+def not_finite(groups: Groups) -> bool:
+    """True after a kernel met an element that is not finite."""
+    return bool((groups.spare[_BAD:] != 0).any())
 
 
 @inlined
 def halves(x: Lanes) -> Lanes:
-    """`half` of sixteen numbers; any float16 where x is NaN."""
+    """The float16 nearest to each x, as float32; sizes below 2**-24 and above 65504 become those (0 stays 0).
+
+    NaN becomes any float16.
+    """
     size = lower(upper(magnitude(x), splat(HALF_TINY)), splat(HALF_MAX))
     spread, steps, zero = size * splat(_SPLIT), splat(_TINY_STEPS), splat(ZERO)
     size = select(size < splat(HALF_NORMAL), (size + steps) - steps, spread - (spread - size))
@@ -94,25 +94,9 @@ def halves(x: Lanes) -> Lanes:
 
 
 @inlined
-def _ordered(bits: Any) -> Any:
-    """Bits of a float32 as an int32 that sorts as the float does; its own inverse."""
-    return bits ^ ((bits >> _SIGN) & _POSITIVE)
-
-
-@inlined
-def extremes(groups: Groups, g: int) -> tuple[Any, Any]:
-    """Smallest and largest element of group g; notes whether one is not finite.
-
-    Floats are compared as integers: LLVM vectorises integer minima, but not float ones, which must mind NaN.
-    """
-    smallest, largest = _POSITIVE, _NEGATIVE
-    for j in range(groups.bits.shape[1]):
-        ordered = _ordered(groups.bits[g, j])
-        smallest, largest = min(smallest, ordered), max(largest, ordered)
-    if largest >= _INFINITY or smallest <= ~_INFINITY:  # NaN lies beyond the infinities
-        groups.words[_BAD] = 1
-    groups.words[0], groups.words[1] = _ordered(smallest), _ordered(largest)
-    return groups.spare[0], groups.spare[1]
+def reciprocal(x: Lanes) -> Lanes:
+    """1 / x, and 0 for 0."""
+    return select(splat(ZERO) < magnitude(x), splat(ONE) / x, splat(ZERO))
 
 
 @inlined
@@ -122,9 +106,58 @@ def clamp(x: Lanes, low: Lanes, high: Lanes) -> Lanes:
 
 
 @inlined
+def _scan(groups: Groups, g: int) -> tuple[Lanes, Lanes]:
+    """Smallest and largest elements of group g, over elements 0, 16, 32 … in lane 0, and so on.
+
+    An element that is not finite leaves its trace in the scratch: 0 · x is not 0.
+    """
+    length = groups.x.shape[1]
+    start, whole = g * length, length - length % WIDTH
+    zero, bad = splat(ZERO), load(groups.spare, _BAD)
+    smallest = largest = splat(groups.x[g, 0])
+    for j in range(0, whole, WIDTH):
+        x = load(groups.flat, start + j)
+        smallest, largest, bad = lower(x, smallest), upper(x, largest), fma(x, zero, bad)
+    for j in range(whole, length):
+        x = splat(groups.x[g, j])
+        smallest, largest, bad = lower(x, smallest), upper(x, largest), fma(x, zero, bad)
+    store(groups.spare, _BAD, bad)
+    return smallest, largest
+
+
+@inlined
+def extremes(groups: Groups, g: int) -> tuple[Lanes, Lanes]:
+    """Smallest and largest element of group g, in all lanes."""
+    smallest, largest = _scan(groups, g)
+    smallest, largest = lower(smallest, swap(smallest, 8)), upper(largest, swap(largest, 8))
+    smallest, largest = lower(smallest, swap(smallest, 4)), upper(largest, swap(largest, 4))
+    smallest, largest = lower(smallest, swap(smallest, 2)), upper(largest, swap(largest, 2))
+    return lower(smallest, swap(smallest, 1)), upper(largest, swap(largest, 1))
+
+
+@inlined
+def extremes_of_sixteen(groups: Groups, first: int, some: int) -> tuple[Lanes, Lanes]:
+    """Smallest and largest element of group `first` and the next, each in its lane; any after `some`."""
+    spare = groups.spare
+    for i in range(some):
+        smallest, largest = _scan(groups, first + i)
+        store(spare, WIDTH * i, smallest)
+        store(spare, _SECOND + WIDTH * i, largest)
+    half = WIDTH // 2
+    while half > 0:  # interleaving folds lanes of two groups into one vector; after four rounds there is one
+        for i in range(half):
+            x, y = load(spare, WIDTH * i), load(spare, WIDTH * (i + half))
+            store(spare, WIDTH * i, lower(interleave(x, y, 0), interleave(x, y, 1)))
+            x, y = load(spare, _SECOND + WIDTH * i), load(spare, _SECOND + WIDTH * (i + half))
+            store(spare, _SECOND + WIDTH * i, upper(interleave(x, y, 0), interleave(x, y, 1)))
+        half //= 2
+    return load(spare, 0), load(spare, _SECOND)
+
+
+@inlined
 def keep_first(first: Lanes, others: Lanes, spare: Floats) -> Lanes:
     """Lane 0 of `first`, the other lanes of `others`."""
-    return select(load(spare, 3 * WIDTH) < splat(ONE), first, others)
+    return select(load(spare, _LANES) < splat(ONE), first, others)
 
 
 @inlined

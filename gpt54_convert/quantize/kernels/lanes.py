@@ -225,6 +225,19 @@ def swap(typing: Any, x: Any, distance: Any) -> Any:
 
 
 @_inside
+def interleave(typing: Any, x: Any, y: Any, half: Any) -> Any:
+    """x0 y0 x1 y1 … x7 y7 for a literal `half` of 0, x8 y8 … x15 y15 for 1."""
+    if not isinstance(half, types.IntegerLiteral):
+        return None
+    order = [8 * half.literal_value + i // 2 + WIDTH * (i % 2) for i in range(WIDTH)]
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.shuffle_vector(args[0], args[1], ir.Constant(_INTEGERS, order))
+
+    return LANES(LANES, LANES, half), emit
+
+
+@_inside
 def transpose(typing: Any, source: Any, start: Any, stride: Any, target: Any, to: Any) -> Any:
     """target[to + 16 j + i] = source[start + stride i + j] for i, j < 16; both contiguous float32."""
     array = types.Array(types.float32, 1, "C")

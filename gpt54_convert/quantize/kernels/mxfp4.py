@@ -19,7 +19,7 @@ from gpt54_convert.quantize.kernels.groups import (
     Floats,
     Groups,
     Lanes,
-    extremes,
+    extremes_of_sixteen,
 )
 from gpt54_convert.quantize.kernels.jit import inlined, kernel
 from gpt54_convert.quantize.kernels.lanes import (
@@ -33,14 +33,14 @@ from gpt54_convert.quantize.kernels.lanes import (
     store,
     store_bytes,
     swap,
+    upper,
 )
 
 GROUP, BIAS = 32, 127
 # Largest scale code in use: 255 means NaN, and with 253 or more the largest levels overflow float32.
-_LARGEST_CODE = np.int32(252)
+_LARGEST_CODE = 252
 # A peak of more than so many scales gets the next larger scale instead of being clipped to 6.
 _CLIP = F32(7.25)
-_EXPONENT, _TWO, _FIRST = np.int32(23), np.int32(2), np.int32(0)
 
 
 def powers_of_two() -> NDArray[np.float32]:
@@ -51,13 +51,15 @@ def powers_of_two() -> NDArray[np.float32]:
 
 
 @inlined
-def _plain(groups: Groups, g: int, powers: Floats) -> Any:
+def _plain(peak: Any, powers: Floats) -> Any:
     """Scale code of plain rounding: the largest level (6) stands for the peak, give or take `_CLIP`."""
-    smallest, largest = extremes(groups, g)
-    peak = max(largest, -smallest)
-    groups.spare[0] = peak
-    code = min(max((groups.words[0] >> _EXPONENT) - _TWO, _FIRST), _LARGEST_CODE)
-    if peak * powers[2 * BIAS - code] > _CLIP and code < _LARGEST_CODE:
+    # Of the codes whose scale is at most a quarter of the peak, the largest: four scales are 2**2.
+    code, step = 0, 128
+    while step > 0:
+        if code + step <= _LARGEST_CODE and powers[code + step] <= peak * F32(0.25):
+            code += step
+        step //= 2
+    if code < _LARGEST_CODE and peak * powers[2 * BIAS - code] > _CLIP:
         code += 1
     return code
 
@@ -100,21 +102,33 @@ def _encode(x: Floats, start: int, inverse: Any, codes: NDArray[np.uint8]) -> No
         store_bytes(codes, start + i, select(negative, code + eight, code))
 
 
+@inlined
+def _search(groups: Groups, at: tuple[int, int], w: Floats, powers: Floats, span: tuple[int, int]) -> Any:
+    """The best scale code; at: the group's first element and column; span: plain rounding's code, `tries`."""
+    first, tries = span
+    code, error = first, F32(np.inf)
+    for other in range(max(first - tries, 0), min(first + 1, _LARGEST_CODE) + 1):
+        scale = powers[other], powers[2 * BIAS - other]
+        its_error = _error(groups.flat, w, at[0], at[1], scale, groups.spare)
+        its_error = its_error * MARGIN if other == first else its_error
+        if its_error < error:
+            code, error = other, its_error
+    return code
+
+
 @kernel
 def round_mxfp4(groups: Groups, powers: Floats, tries: int, out: Coded) -> None:
     """Plain rounding (tries = 0), or the best scale from plain rounding's / 2**tries to twice it."""
-    x, w, codes = groups.x.reshape(-1), groups.w.reshape(-1), out.codes.reshape(-1)
-    for g in range(groups.x.shape[0]):
-        start, column = g * GROUP, g % groups.w.shape[0] * GROUP
-        code = _plain(groups, g, powers)
-        if tries > 0:
-            scale = powers[code], powers[2 * BIAS - code]
-            error = _error(x, w, start, column, scale, groups.spare) * MARGIN
-            first = code
-            for other in range(max(first - tries, _FIRST), min(first + 1, _LARGEST_CODE) + 1):
-                scale = powers[other], powers[2 * BIAS - other]
-                its_error = _error(x, w, start, column, scale, groups.spare)
-                if its_error < error:
-                    code, error = np.int32(other), its_error
-        out.scale[g] = code
-        _encode(x, start, powers[2 * BIAS - code], codes)
+    w, count = groups.w.reshape(-1), groups.x.shape[0]
+    peaks = np.empty(WIDTH, np.float32)
+    for start in range(0, count, WIDTH):
+        some = min(WIDTH, count - start)
+        smallest, largest = extremes_of_sixteen(groups, start, some)
+        store(peaks, 0, upper(largest, splat(ZERO) - smallest))
+        for i in range(some):
+            g = start + i
+            code = _plain(peaks[i], powers)
+            if tries > 0:
+                code = _search(groups, (g * GROUP, g % groups.w.shape[0] * GROUP), w, powers, (code, tries))
+            out.scale[g] = code
+            _encode(groups.flat, g * GROUP, powers[2 * BIAS - code], out.codes)
