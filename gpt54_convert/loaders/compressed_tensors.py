@@ -143,9 +143,7 @@ def _plain_codes(stem: str, raw: Tensors, scheme: list[tuple[int, bool]]) -> Laz
     """A weight of one int8 a code."""
     weight, scale = raw[f"{stem}.weight"], raw[f"{stem}.weight_scale"]
     if weight.dtype != "int8" or len(weight.shape) != 2:
-        raise UnsupportedError(
-            f"tensor {weight.name}: is {weight.dtype}, no matrix of int8 codes; {_ADVICE}"
-        )
+        raise UnsupportedError(f"tensor {weight.name}: is {weight.dtype}, no matrix of int8 codes; {_ADVICE}")
     zero = raw.get(f"{stem}.weight_zero_point")
     bits = {bits for bits, is_symmetric in scheme if is_symmetric == (zero is None)}
     if len(bits) != 1:
