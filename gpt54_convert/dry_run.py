@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from gpt54_convert import loaders
@@ -24,7 +23,7 @@ def describe(recipe: Recipe, report: Report) -> dict[str, Any]:
     plans = plan(recipe, checkpoint, report)
     names = [planned.container for planned in plans]
     check_free(recipe.export.output, names, recipe.export.overwrite)
-    size = sum(planned.sink(Path()).size_bytes for planned in plans)
+    size = sum(planned.size_bytes for planned in plans)
     free = free_bytes(recipe.export.output)
     return {
         "schema": "gpt54-convert/plan/1",

@@ -42,7 +42,7 @@ def run(recipe: Recipe, report: Report) -> list[Artifact]:
     plans = plan(recipe, checkpoint, report)
     names = [planned.container for planned in plans]
     check_free(recipe.export.output, names, recipe.export.overwrite)
-    check_space(recipe.export.output, sum(planned.sink(Path()).size_bytes for planned in plans))
+    check_space(recipe.export.output, sum(planned.size_bytes for planned in plans))
     with staged(recipe.export.output, names, recipe.export.overwrite) as folder:
         sinks = [planned.sink(folder / planned.container) for planned in plans]
         write(sinks, report, recipe.export.threads)
@@ -148,8 +148,7 @@ def tensor_rows(planned: ContainerPlan) -> list[dict[str, Any]]:
 
 def totals_of(planned: ContainerPlan) -> dict[str, Any]:
     """Parameters, bytes and bits per weight of one artifact (its weights' files; the card comes on top)."""
-    size = planned.sink(Path()).size_bytes
-    count = planned.checkpoint.parameter_count
+    size, count = planned.size_bytes, planned.checkpoint.parameter_count
     return {"parameters": count, "size_bytes": size, "bits_per_weight": round(8 * size / max(1, count), 4)}
 
 

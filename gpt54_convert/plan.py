@@ -28,7 +28,7 @@ _HELPERS = ("manifest", "card")
 
 @dataclass(frozen=True)
 class ContainerPlan:
-    """One artifact to be: its container, the scheme, each tensor's grid, and the laid-out sink."""
+    """One artifact to be: its container, the scheme, each tensor's grid, its exact size in bytes."""
 
     container: str
     label: str
@@ -37,6 +37,7 @@ class ContainerPlan:
     source_bytes: Mapping[str, int]
     checkpoint: Checkpoint
     options: SinkOptions
+    size_bytes: int
 
     def sink(self, folder: Path) -> Sink:
         """The artifact laid out in `folder`."""
@@ -83,7 +84,7 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> list[Contain
     for name in asked or containers():
         exporter(name)
         try:
-            plans.append(_plan_one(name, recipe, checkpoint, views))
+            plans.append(_plan_one(name, recipe, checkpoint, views, report))
         except UnsupportedError as error:
             if asked:
                 raise
@@ -99,8 +100,12 @@ def _join(problems: list[tuple[str, ConvertError]]) -> str:
     return "no container can be written: " + "; ".join(f"{name}: {error}" for name, error in problems)
 
 
-def _plan_one(name: str, recipe: Recipe, checkpoint: Checkpoint, views: _Views) -> ContainerPlan:
+def _plan_one(
+    name: str, recipe: Recipe, checkpoint: Checkpoint, views: _Views, report: Report
+) -> ContainerPlan:
     refuses = partial(exporter(name).refuses, checkpoint=checkpoint)
+    left_out = set(exporter(name).leaves_out(checkpoint))
+    checkpoint = checkpoint.with_tensors({k: t for k, t in checkpoint.tensors.items() if k not in left_out})
     if not recipe.step.schemes:
         assignments, label = _as_source(checkpoint, name), "keep"
     else:
@@ -115,17 +120,24 @@ def _plan_one(name: str, recipe: Recipe, checkpoint: Checkpoint, views: _Views) 
         pre=recipe.export.pre,
         shard_bytes=parse_size(recipe.export.shard_size) if recipe.export.shard_size else None,
     )
-    planned = ContainerPlan(
+    placed = checkpoint.with_tensors({key: tensor for key, (tensor, _) in made.items()})
+    laid_out = exporter(name).open_sink(placed, Path(), options)  # finds what the container cannot hold
+    for note in [*_left_out_notes(name, left_out), *laid_out.notes]:
+        report.note(note)
+    return ContainerPlan(
         name,
         label,
         assignments,
         {key: tally for key, (_, tally) in made.items()},
         {key: tensor.source_bytes for key, tensor in checkpoint.tensors.items()},
-        checkpoint.with_tensors({key: tensor for key, (tensor, _) in made.items()}),
+        placed,
         options,
+        laid_out.size_bytes,
     )
-    planned.sink(Path())  # laying it out finds what this container cannot hold
-    return planned
+
+
+def _left_out_notes(container: str, names: set[str]) -> list[str]:
+    return [f"{container} has no place for {', '.join(sorted(names))}: left out"] if names else []
 
 
 def _scheme_for(container: str, names: tuple[str, ...]) -> Scheme:

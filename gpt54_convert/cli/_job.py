@@ -109,4 +109,5 @@ def _print(
     )
     print_table(title, _HEADER, rows, numbers=6)
     for reason, names in reasons(tensors).items():
-        report.note(f"{len(names)} tensors stay apart from the scheme ({reason}): {names[0]}, …")
+        named = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        report.note(f"{title}: {named} stored otherwise ({reason})")

@@ -29,6 +29,10 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
     """The description of the checkpoint's architecture.  Raises UnsupportedError where there is none."""
     if checkpoint.architecture is None:
         model_type = checkpoint.config.get("model_type")
+        if not checkpoint.config:
+            raise UnsupportedError(
+                "GGUF needs config.json, and a lone file has none; name the folder that holds both"
+            )
         raise UnsupportedError(
             f"model_type {model_type!r} is not described, so its GGUF names are unknown (described: "
             f"{', '.join(archs.names())}); to add it, write one table gpt54_convert/archs/{model_type}.py as "
@@ -48,23 +52,31 @@ def stored(checkpoint: Checkpoint, architecture: Architecture) -> list[tuple[Laz
         (views.from_array(name, values), "F32")
         for name, values in architecture.gguf_tensors(checkpoint.config).items()
     ]
+    unwanted = dropped(checkpoint, architecture)
     for name, tensor in checkpoint.tensors.items():
+        if name in unwanted:
+            continue
         match = architecture.match(name)
-        if match is None and not any(re.fullmatch(each, name) for each in architecture.gguf_dropped):
+        if match is None:
             raise UnsupportedError(
                 f"tensor {name} has no place in a GGUF file of architecture {architecture.gguf}; if llama.cpp"
                 f" has one, add it to gpt54_convert/archs/{architecture.name}.py"
             )
-        if match is not None and match.gguf:
-            view = _view(tensor, match, sizes, scales.get(name))
-            result.append((view, _type(view)))
+        view = _view(tensor, match, sizes, scales.get(name))
+        result.append((view, _type(view)))
     return result
 
 
 def dropped(checkpoint: Checkpoint, architecture: Architecture) -> list[str]:
-    """The tensors that are left out."""
-    matches = ((name, architecture.match(name)) for name in checkpoint.tensors)
-    return [name for name, match in matches if match is None or not match.gguf]
+    """The tensors that are left out because the table says so; others without a place are refused."""
+
+    def unwanted(name: str) -> bool:
+        match = architecture.match(name)
+        if match is None:
+            return any(re.fullmatch(each, name) for each in architecture.gguf_dropped)
+        return not match.gguf
+
+    return [name for name in checkpoint.tensors if unwanted(name)]
 
 
 def unscaled_keys(checkpoint: Checkpoint, architecture: Architecture) -> list[tuple[str, str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,9 @@ class Sink(Protocol):
 
     size_bytes: int
     """Exact bytes of all files that `close` will leave."""
+
+    notes: Sequence[str]
+    """What the container cannot carry, or its runtimes will not reproduce; each a sentence for people."""
 
     def views(self) -> list[LazyTensor]:
         """Every tensor as this container stores it (name, row order, orientation), in file order."""
@@ -65,6 +69,10 @@ class Exporter(Protocol):
 
         checkpoint: the model it is part of; without it, what depends on the model cannot be told.
         """
+        ...
+
+    def leaves_out(self, checkpoint: Checkpoint) -> Sequence[str]:
+        """Tensors that this container has no place for and does without (BERT's pooler in GGUF)."""
         ...
 
     def open_sink(self, checkpoint: Checkpoint, folder: Path, options: SinkOptions) -> Sink:

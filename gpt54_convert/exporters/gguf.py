@@ -45,6 +45,11 @@ def refuses(role: str, tensor: LazyTensor, grid: Grid, checkpoint: Checkpoint | 
     return None
 
 
+def leaves_out(checkpoint: Checkpoint) -> list[str]:
+    """Tensors that llama.cpp computes without, as the architecture's table says."""
+    return _gguf_views.dropped(checkpoint, _gguf_views.architecture_of(checkpoint))
+
+
 def open_sink(checkpoint: Checkpoint, folder: Path, options: SinkOptions) -> GgufSink:
     """Lay the file or shards out; nothing is written before the first `put`.
 
@@ -81,9 +86,6 @@ class GgufSink:
         self._lock = threading.Lock()
         self.size_bytes = sum(shard.layout.size_bytes for shard in self._shards)
         self.notes = list(architecture.caveats(checkpoint.config))
-        left_out = _gguf_views.dropped(checkpoint, architecture)
-        if left_out:
-            self.notes.append(f"GGUF has no place for {', '.join(left_out)}: left out")
 
     def views(self) -> list[LazyTensor]:
         """Every tensor under its GGUF name and in its row order, in file order."""

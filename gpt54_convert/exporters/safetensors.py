@@ -79,6 +79,11 @@ def _is_conv1d(name: str) -> bool:
     return any(match.weight.conv1d and not match.is_bias for match in _roles(name))
 
 
+def leaves_out(checkpoint: Checkpoint) -> list[str]:
+    """Nothing: this container has a place for every tensor."""
+    return []
+
+
 def open_sink(checkpoint: Checkpoint, folder: Path, options: SinkOptions) -> FolderSink:
     """Lay out the folder; nothing is written before the first `put`.
 
@@ -112,6 +117,7 @@ class FolderSink:
             total = sum(part.size_bytes for parts in self._parts.values() for part in parts)
             self._side["model.safetensors.index.json"] = _hf_folder.index(weight_map, total)
         weights = sum(shard.layout.size_bytes for shard in self._shards)
+        self.notes: list[str] = []
         self.size_bytes = weights + sum(map(len, self._side.values()))
 
     def views(self) -> list[LazyTensor]:
