@@ -12,6 +12,7 @@ from peers import ggml
 from gpt54_convert.errors import InputError, InternalError
 from gpt54_convert.quantize.grids import FLAT, GRIDS, INT, Grid, grid
 from gpt54_convert.quantize.kernels.flat import rtn, search
+from gpt54_convert.quantize.kernels.groups import as_float16
 from gpt54_convert.quantize.qtensor import E2M1_LEVELS, IQ4_LEVELS, QTensor
 
 Array = NDArray[np.float32]
@@ -294,6 +295,13 @@ def test_refusals():
         importance[9] = bad
         with pytest.raises(InputError, match="column 9"):
             search(weight, grid("q4_0"), importance)
+
+
+def test_float16_numbers_are_cast_exactly():
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    numbers = bits[np.isfinite(bits.view(np.float16))].view(np.float16)
+    found = as_float16(numbers.astype(F32))
+    np.testing.assert_array_equal(found.view(np.uint16), numbers.view(np.uint16))
 
 
 def test_no_rows():

@@ -17,7 +17,7 @@ from gpt54_convert.errors import InputError, InternalError
 from gpt54_convert.quantize.finite import refuse
 from gpt54_convert.quantize.grids import INT, Grid
 from gpt54_convert.quantize.kernels import affine, ladders, mxfp4, signed
-from gpt54_convert.quantize.kernels.groups import Coded, Groups, not_finite, scratch
+from gpt54_convert.quantize.kernels.groups import Coded, Groups, as_float16, not_finite, scratch
 from gpt54_convert.quantize.qtensor import QTensor
 
 _CURVED = "iq4_nl"
@@ -105,9 +105,9 @@ def _importances(importance: NDArray[np.float32] | None, columns: int, group: in
 
 def _result(out: Coded, grid: Grid, shape: tuple[int, ...]) -> QTensor:
     groups = shape[0], shape[1] // (grid.group or shape[1])
-    scale_type: Any = np.uint8 if grid.name == _MXFP4 else np.float16
-    scale = out.scale.astype(scale_type).reshape(groups)
+    scale: Any = out.scale.astype(np.uint8) if grid.name == _MXFP4 else as_float16(out.scale)
+    scale = scale.reshape(groups)
     if grid.symmetric:
         return QTensor(grid, out.codes.reshape(shape), scale)
-    offset = out.offset.astype(np.uint8 if grid.kind == INT else np.float16).reshape(groups)
-    return QTensor(grid, out.codes.reshape(shape), scale, offset)
+    offset: Any = out.offset.astype(np.uint8) if grid.kind == INT else as_float16(out.offset)
+    return QTensor(grid, out.codes.reshape(shape), scale, offset.reshape(groups))
