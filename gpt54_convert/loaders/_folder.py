@@ -39,7 +39,7 @@ class SideFiles:
 
     config: dict[str, Any]
     generation_config: dict[str, Any] | None
-    tokenizer: dict[str, bytes]
+    tokenizer: Mapping[str, bytes]
     files: tuple[Path, ...]
 
 

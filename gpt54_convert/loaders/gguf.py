@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ def matches(path: Path) -> bool:
 
 
 def load(path: Path) -> Checkpoint:
-    """The checkpoint at `path`; keys, tensor tables and vocabulary are read now, weights later.
+    """The checkpoint at `path`; keys and tensor tables are read now, weights later.
 
-    Raises InputError for anything damaged, missing or contradictory, UnsupportedError for an architecture,
-    tensor type or tokenizer that is not described.
+    Raises InputError for anything damaged, missing or contradictory, UnsupportedError for an architecture or
+    tensor type that is not described; the same for a tokenizer, when it is asked for.
     """
     files = _files(path)
     parts = [gguf.read(file) for file in files]
@@ -47,7 +48,7 @@ def load(path: Path) -> Checkpoint:
     config = _config(architecture, files[0], keys, raw)
     tensors = _canonical(architecture, config, keys, raw)
     side = SideFiles(
-        config, metadata.to_generation_config(config, keys), _tokenizer(keys, config), tuple(files)
+        config, metadata.to_generation_config(config, keys), TokenizerFiles(keys, config), tuple(files)
     )
     checkpoint = _model.build(Source(path, "gguf", tuple(files)), tensors, side)
     return checkpoint
@@ -137,7 +138,26 @@ def _canonical(
     return result
 
 
-def _tokenizer(keys: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, bytes]:
-    if keys.get("tokenizer.ggml.model", "no_vocab") in ("no_vocab", "none"):
-        return {}
-    return tokenizers.from_gguf(keys, config=config)
+class TokenizerFiles(Mapping[str, bytes]):
+    """The tokenizer's files, rebuilt when somebody first asks: a large vocabulary takes seconds."""
+
+    def __init__(self, keys: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        self._keys, self._config = keys, config
+        self._lock = threading.Lock()
+        self._built: dict[str, bytes] | None = None
+
+    def _files(self) -> dict[str, bytes]:
+        with self._lock:
+            if self._built is None:
+                has_none = self._keys.get("tokenizer.ggml.model", "no_vocab") in ("no_vocab", "none")
+                self._built = {} if has_none else tokenizers.from_gguf(self._keys, config=self._config)
+            return self._built
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._files()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files())
+
+    def __len__(self) -> int:
+        return len(self._files())
