@@ -128,18 +128,24 @@ def _table(tensors: Sequence[Row]) -> list[str]:
     ]
     for (role, name), rows in groups.items():
         sizes = [math.prod(row["shape"]) for row in rows]
-        total = sum(sizes) or 1
-        bits = sum(size * row["bits_per_weight"] for size, row in zip(sizes, rows, strict=True)) / total
-        errors = [float(row["relative_error"]) for row in rows]
-        squares = sum(size * error**2 for size, error in zip(sizes, errors, strict=True)) / total
-        lines.append(
-            f"| {_plain(role)} | {name} | {len(rows)} | {sum(sizes):,} | {bits:.3f} "
-            f"| {math.sqrt(squares):.3g} | {max(errors):.3g} |"
-        )
-    note = (
-        "The relative error of a weight is the norm of its change over its own norm; 0 means stored exactly."
-    )
+        bits = _mean(sizes, [row["bits_per_weight"] for row in rows])
+        cells = (_plain(role), name, len(rows), f"{sum(sizes):,}", f"{bits:.3f}", *_errors(name, sizes, rows))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    note = "The relative error of quantized weights is the norm of their change over their own norm."
     return [*lines, "", note, ""]
+
+
+def _errors(name: str, sizes: Sequence[int], rows: Sequence[Row]) -> tuple[str, str]:
+    """Mean (root of the mean square, by weight) and worst relative error; floats are only rounded."""
+    if grid(name).kind == FLOAT:
+        return "—", "—"
+    errors = [float(row["relative_error"]) for row in rows]
+    return f"{math.sqrt(_mean(sizes, [error**2 for error in errors])):.3g}", f"{max(errors):.3g}"
+
+
+def _mean(sizes: Sequence[int], values: Sequence[float]) -> float:
+    """The mean of `values`, each counted `sizes` times."""
+    return sum(size * value for size, value in zip(sizes, values, strict=True)) / (sum(sizes) or 1)
 
 
 def _exceptions(tensors: Sequence[Row]) -> list[str]:
@@ -148,7 +154,7 @@ def _exceptions(tensors: Sequence[Row]) -> list[str]:
     for row in tensors:
         if row.get("reason"):
             reasons[row["reason"]] = reasons.get(row["reason"], 0) + 1
-    lines = [f"- {_plain(reason)} ({count} tensors)" for reason, count in sorted(reasons.items())]
+    lines = [f"- {count} × {_plain(reason)}" for reason, count in sorted(reasons.items())]
     return ["Not as the scheme names it:", "", *lines, ""] if lines else []
 
 

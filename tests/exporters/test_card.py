@@ -68,8 +68,8 @@ def test_the_whole_card(tmp_path: Path) -> None:
     assert "# Tiny, int4 (safetensors)" in content
     assert "80 parameters in 1,234 bytes, 6.800 bits per weight" in content
     assert "| attn.q | int4-g32 | 2 | 64 | 4.500 | 0.354 | 0.4 |" in content
-    assert "| head | float16 | 1 | 16 | 16.000 | 0 | 0 |" in content
-    assert "- int8-g32: a reason of two lines (1 tensors)" in content
+    assert "| head | float16 | 1 | 16 | 16.000 | — | — |" in content
+    assert "- 1 × int8-g32: a reason of two lines" in content
     assert "AutoModelForCausalLM.from_pretrained" in content and "AutoTokenizer" in content
 
 
