@@ -13,7 +13,7 @@ import tiny_tokenizers
 from gpt54_convert.errors import ConvertError, InputError, UnsupportedError
 from gpt54_convert.tokenizers import from_gguf, to_gguf
 from gpt54_convert.tokenizers.keys import FRAME_KEY
-from gpt54_convert.tokenizers.merges import merges_from_scores
+from gpt54_convert.tokenizers.merges import merges_from_scores, same_by_scores, scores_from_merges
 from gpt54_convert.tokenizers.pre_names import KNOWN_NAMES, ROWS
 from gpt54_convert.tokenizers.pretokenizers import rows_for, same_spelling, steps_of, to_json
 from gpt54_convert.tokenizers.sentencepiece import read_sentencepiece
@@ -319,3 +319,13 @@ def test_chat_templates_in_all_forms(tmp_path: Path) -> None:
 def test_every_pre_tokenizer_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "tokenizers.md").read_text(encoding="utf-8")
     assert [row.name for row in ROWS if f"`{row.name}`" not in text] == []
+
+
+def test_runs_of_one_character_may_be_mixed() -> None:
+    """Gemma's merges of runs of spaces are ranked by their left half, not by the run they make."""
+    runs = [("aaa", "a"), ("aa", "aa"), ("aa", "a"), ("a", "aaa"), ("a", "aa"), ("a", "a")]
+    scores = scores_from_merges(["a", "aa", "aaa", "aaaa"], runs)
+    assert same_by_scores(scores, runs) is None
+    words = [("ab", "c"), ("b", "cd"), ("a", "bc"), ("bc", "d"), ("b", "c"), ("a", "b"), ("c", "d")]
+    scores = scores_from_merges(["a", "b", "c", "d", "ab", "bc", "cd", "abc", "bcd"], words)
+    assert same_by_scores(scores, words) is not None

