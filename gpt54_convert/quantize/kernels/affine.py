@@ -26,6 +26,7 @@ from gpt54_convert.quantize.kernels.groups import (
     extremes_of_sixteen,
     halves,
     keep_first,
+    reciprocal,
 )
 from gpt54_convert.quantize.kernels.jit import inlined, kernel
 from gpt54_convert.quantize.kernels.lanes import (
@@ -71,9 +72,12 @@ def _plain(smallest: Lanes, largest: Lanes, form: Form) -> tuple[Lanes, Lanes]:
 
 
 @inlined
-def _encode(groups: Groups, g: int, scale: Any, offset: Any, form: Form, out: Coded) -> None:
-    """Write the scale, the offset (or the integer zero) and the codes of group g."""
-    inverse = ONE / scale if scale != ZERO else ZERO
+def _encode(groups: Groups, g: int, found: tuple[Any, Any, Any], form: Form, out: Coded) -> None:
+    """Write the scale, the offset (or the integer zero) and the codes of group g.
+
+    found: its scale, 1 / scale, and offset.
+    """
+    scale, inverse, offset = found
     zero, top, by, shift = splat(ZERO), splat(F32(form.top)), splat(inverse), splat(offset)
     out.scale[g] = scale
     out.offset[g] = np.rint(-offset * inverse) if form.integer else offset
@@ -97,9 +101,11 @@ def rtn_affine(groups: Groups, form: Form, out: Coded) -> None:
         smallest, largest = _with_zero(smallest, largest, form)
         scales, offsets = _plain(smallest, largest, form)
         store(spare, 0, scales)
-        store(spare, WIDTH, offsets)
+        store(spare, WIDTH, reciprocal(scales))
+        store(spare, 2 * WIDTH, offsets)
         for i in range(some):
-            _encode(groups, first + i, spare[i], spare[WIDTH + i], form, out)
+            found = spare[i], spare[WIDTH + i], spare[2 * WIDTH + i]
+            _encode(groups, first + i, found, form, out)
 
 
 @inlined
@@ -185,4 +191,5 @@ def search_affine(groups: Groups, ladder: Floats, refits: int, form: Form, out: 
             lowest, its_scale, its_offset = best(errors, scales, offsets, groups.spare)
             if lowest < error or start == 0:
                 scale, offset, error = its_scale, its_offset, lowest
-        _encode(groups, g, scale, offset, form, out)
+        inverse = ONE / scale if scale != ZERO else ZERO
+        _encode(groups, g, (scale, inverse, offset), form, out)
