@@ -5,7 +5,7 @@ reads a window of text, the decoder continues it. The text is the one packaged i
 ``gpt54_convert.data``. The calibration novel picks the best checkpoint; the held-out novel is
 only scored once, at the end. Needs torch, transformers, tokenizers and safetensors.
 
-    python examples/train_embedded_model.py --output /tmp/gpt54-tiny --minutes 60
+    python examples/train_embedded_model.py --output gpt54-tiny --minutes 60
 """
 
 from __future__ import annotations
