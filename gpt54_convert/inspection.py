@@ -34,10 +34,19 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "size_bytes": size,
         "bits_per_weight": round(8 * size / max(1, checkpoint.parameter_count), 4),
         "sizes": architecture.sizes(checkpoint.config) if architecture else {},
-        "tokenizer_files": sorted(checkpoint.tokenizer),
+        "tokenizer": _tokenizer(checkpoint),
         "grids": _grids(checkpoint),
         "tensors": tensors,
     }
+
+
+def _tokenizer(checkpoint: Checkpoint) -> str:
+    """Where the tokenizer is; that of a GGUF file is not rebuilt just to be looked at."""
+    if not checkpoint.tokenizer:
+        return "none"
+    if checkpoint.source.container == "gguf":
+        return "in the GGUF file"
+    return ", ".join(sorted(checkpoint.tokenizer))
 
 
 def _grids(checkpoint: Checkpoint) -> list[dict[str, Any]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from gpt54_convert.core import discover
 from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.core.dtypes import is_float
 from gpt54_convert.core.report import Report
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import ConvertError, UnsupportedError, UsageError
@@ -113,6 +114,7 @@ def _plan_one(
         keep = parse_keep(recipe.step.keep) if isinstance(recipe.step, Quantize) else {}
         assignments, label = assign(checkpoint, chosen, keep, refuses), chosen.name
         _check_use(name, chosen, assignments)
+    assignments = {key: _as_float(name, checkpoint.tensors[key], a) for key, a in assignments.items()}
     made = {key: views.get(checkpoint.tensors[key], found.grid) for key, found in assignments.items()}
     options = SinkOptions(
         name=recipe.export.name or model_name(checkpoint),
@@ -134,6 +136,13 @@ def _plan_one(
         options,
         laid_out.size_bytes,
     )
+
+
+def _as_float(container: str, tensor: LazyTensor, found: Assignment) -> Assignment:
+    """What stays float, in the float type that this container really stores it in."""
+    if found.grid.kind != FLOAT or not is_float(tensor.dtype):
+        return found
+    return replace(found, grid=exporter(container).float_grid(found.role, tensor, found.grid))
 
 
 def _left_out_notes(container: str, names: set[str]) -> list[str]:

@@ -40,7 +40,7 @@ def _print(found: dict[str, Any], verbose: bool) -> None:
         ("parameters", f"{found['parameters']:,}"),
         ("size", f"{size_text(found['size_bytes'])} ({found['size_bytes']:,} bytes of tensors)"),
         ("bits per weight", f"{found['bits_per_weight']:.3f}"),
-        ("tokenizer", ", ".join(found["tokenizer_files"]) or "none"),
+        ("tokenizer", found["tokenizer"]),
         *((name, f"{value:,}") for name, value in found["sizes"].items()),
     ]
     print_table("", ("", ""), facts)

@@ -71,6 +71,10 @@ class Exporter(Protocol):
         """
         ...
 
+    def float_grid(self, role: str, tensor: LazyTensor, grid: Grid) -> Grid:
+        """The float type that a weight kept as `grid` really gets here (llama.cpp wants norms in float32)."""
+        ...
+
     def leaves_out(self, checkpoint: Checkpoint) -> Sequence[str]:
         """Tensors that this container has no place for and does without (BERT's pooler in GGUF)."""
         ...

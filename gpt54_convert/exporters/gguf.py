@@ -18,7 +18,7 @@ from gpt54_convert.exporters._sink import SinkOptions
 from gpt54_convert.formats import gguf_layout
 from gpt54_convert.formats.safetensors import Layout, Writer
 from gpt54_convert.packing import ggml as packing
-from gpt54_convert.quantize.grids import FLOAT, Grid
+from gpt54_convert.quantize.grids import FLOAT, GRIDS, Grid
 from gpt54_convert.quantize.qtensor import QTensor
 
 NAME = "gguf"
@@ -43,6 +43,12 @@ def refuses(role: str, tensor: LazyTensor, grid: Grid, checkpoint: Checkpoint | 
     if _gguf_views.FLOAT32_ROLES.fullmatch(role):
         return "llama.cpp wants these in float32"
     return None
+
+
+def float_grid(role: str, tensor: LazyTensor, grid: Grid) -> Grid:
+    """float32 for vectors and for what llama.cpp's graphs take in float32 only."""
+    small = len(tensor.shape) < 2 or _gguf_views.FLOAT32_ROLES.fullmatch(role)
+    return GRIDS["float32"] if small else grid
 
 
 def leaves_out(checkpoint: Checkpoint) -> list[str]:

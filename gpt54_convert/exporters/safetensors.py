@@ -79,6 +79,11 @@ def _is_conv1d(name: str) -> bool:
     return any(match.weight.conv1d and not match.is_bias for match in _roles(name))
 
 
+def float_grid(role: str, tensor: LazyTensor, grid: Grid) -> Grid:
+    """Any float type is stored as it is."""
+    return grid
+
+
 def leaves_out(checkpoint: Checkpoint) -> list[str]:
     """Nothing: this container has a place for every tensor."""
     return []

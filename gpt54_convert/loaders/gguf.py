@@ -146,11 +146,14 @@ class TokenizerFiles(Mapping[str, bytes]):
         self._lock = threading.Lock()
         self._built: dict[str, bytes] | None = None
 
+    def __bool__(self) -> bool:
+        """Whether there is a tokenizer, without building it."""
+        return self._keys.get("tokenizer.ggml.model", "no_vocab") not in ("no_vocab", "none")
+
     def _files(self) -> dict[str, bytes]:
         with self._lock:
             if self._built is None:
-                has_none = self._keys.get("tokenizer.ggml.model", "no_vocab") in ("no_vocab", "none")
-                self._built = {} if has_none else tokenizers.from_gguf(self._keys, config=self._config)
+                self._built = tokenizers.from_gguf(self._keys, config=self._config) if self else {}
             return self._built
 
     def __getitem__(self, name: str) -> bytes:
