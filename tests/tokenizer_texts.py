@@ -100,9 +100,21 @@ def texts(count: int = 400, special: tuple[str, ...] = (), seed: int = 54) -> li
 def plain_for_bert(text: str) -> bool:
     """False for texts that llama.cpp's WordPiece is known to read differently from BERT.
 
-    It drops every combining mark where BERT drops those of class Mn, and takes other characters for controls.
+    It drops every combining mark, and the vowels and finals of Hangul, where BERT drops class Mn only; and it
+    takes other characters for controls.
     """
+    decomposed = unicodedata.normalize("NFD", text)
     return not any(
-        unicodedata.category(char)[0] in "MC" and char not in "\t\n\r"
-        for char in unicodedata.normalize("NFD", text)
+        "\u1100" <= char <= "\u11ff" or (unicodedata.category(char)[0] in "MC" and char not in "\t\n\r")
+        for char in decomposed
     )
+
+
+def without_wide_space(text: str) -> bool:
+    """False for texts with a white space beyond ASCII."""
+    return all(ord(char) < 128 or not char.isspace() for char in text)
+
+
+def without_controls(text: str) -> bool:
+    """False for texts with ASCII control characters other than tab and line break."""
+    return all(char in "\t\n\r" or (ord(char) >= 32 and ord(char) != 127) for char in text)
