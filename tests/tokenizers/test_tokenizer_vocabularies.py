@@ -119,9 +119,9 @@ def test_llama_cpp_ids(name: str) -> None:
     assert odd == []
 
 
-# On a vocabulary that is not their own these differ: tiny_aya in llama.cpp's regexes for digits and for words such
-# as iPhone, deepseek-llm in runs of digits, falcon in characters whose bytes look like digits (the last two have no
-# tokens that could show it).
+# On a vocabulary that is not their own these differ: tiny_aya in llama.cpp's regexes for digits and for words
+# such as iPhone, deepseek-llm in runs of digits, falcon in characters whose bytes look like digits (the last
+# two have no tokens of their own that could show it).
 NOT_ANY_VOCABULARY = ("tiny_aya", "deepseek-llm", "falcon")
 
 
