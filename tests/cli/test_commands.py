@@ -190,7 +190,11 @@ def test_interrupted_runs_leave_nothing(sent, tmp_path):
         "1",
     ]
     process = subprocess.Popen(
-        [*map(str, command), "-o", tmp_path / "out"], stderr=subprocess.PIPE, text=True
+        [*map(str, command), "-o", tmp_path / "out"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background has told its children to ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(2000):
         if list((tmp_path / "out").glob(".partial-*/*/*")) or process.poll() is not None:
