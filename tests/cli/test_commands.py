@@ -194,7 +194,7 @@ def test_interrupted_runs_leave_nothing(sent, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         # A shell that runs the tests in the background has told its children to ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
     )
     for _ in range(2000):
         if list((tmp_path / "out").glob(".partial-*/*/*")) or process.poll() is not None:
