@@ -12,6 +12,7 @@ from gpt54_convert.loaders import _folder
 from gpt54_convert.verify.artifact import Subject
 from gpt54_convert.verify.verdict import FAIL, PASS, Check
 
+_ROPE_BASE = "rope_parameters.rope_theta|rope_theta"
 # Entries that say how weights are stored or who wrote the file, not what the model is.
 _FREE = {
     "quantization_config",
@@ -58,6 +59,9 @@ def _differing(source: Checkpoint, theirs: Any, described: bool) -> dict[str, tu
                 pairs[key.hf.split("|", maxsplit=1)[0]] = (wanted, found)
         ours, its = architecture.sizes(source.config), architecture.sizes(theirs)
         pairs |= {name: (ours[name], its.get(name)) for name in ours if name != "vocab"}
+    bases = (lookup(source.config, _ROPE_BASE), lookup(theirs, _ROPE_BASE))
+    if None not in bases:  # some architectures keep it apart from their keys
+        pairs["rope_theta"] = bases
     if not described:
         for name in (set(source.config) | set(theirs)) - _FREE:
             pairs[name] = (source.config.get(name), theirs.get(name))
