@@ -29,3 +29,12 @@ class UsageError(ConvertError):
 
 class InternalError(ConvertError):
     """Two parts of this program disagree; a bug of ours, never of the user's."""
+
+
+class MeasureError(ConvertError):
+    """What was asked for cannot be measured (a runtime is missing, too little text); the CLI exits with 4.
+
+    A measurement that could not be made is never a pass.
+    """
+
+    exit_code = 4

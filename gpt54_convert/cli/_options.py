@@ -37,7 +37,7 @@ def _option(field: dataclasses.Field[Any]) -> Callable[[Decorated], Decorated]:
     kind: Any = str
     if "choices" in extra:
         kind = _Choice([str(choice) for choice in extra["choices"]], isinstance(extra["choices"][0], int))
-    elif isinstance(field.default, Path):
+    elif isinstance(field.default, Path) or extra.get("is_path"):
         kind = click.Path(path_type=Path)
     elif isinstance(field.default, int):
         kind = click.IntRange(min=0)

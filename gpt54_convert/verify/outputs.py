@@ -1,0 +1,252 @@
+"""Both models run on the same tokens, and the difference judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.core.report import Report
+from gpt54_convert.errors import InputError, MeasureError
+from gpt54_convert.verify import documents as docs
+from gpt54_convert.verify import gates, metrics, runners, stages
+from gpt54_convert.verify.artifact import Subject, grids_of, is_superblock, kind_of
+from gpt54_convert.verify.batch import Batch, Document, Runner, stack
+from gpt54_convert.verify.options import VerifyOptions
+from gpt54_convert.verify.tally import Measured, Tally
+from gpt54_convert.verify.verdict import FAIL, PASS, UNKNOWN, Check, Verdict
+
+_FLOOR_TOKENS = 512
+_SPLIT_TOKENS = 1024
+_SMALL_MODEL = 1_000_000_000  # parameters
+
+
+def measure(
+    result: Verdict,
+    subject: Subject,
+    source: Checkpoint,
+    artifact: Checkpoint | None,
+    bits: float | None,
+    options: VerifyOptions,
+    report: Report,
+) -> Verdict:
+    """`result` with the outputs' checks and figures added; what cannot be measured becomes a check.
+
+    Raises InputError where the runtime refuses the artifact, UsageError for gates that make no sense.
+    """
+    kind = metrics.HIDDEN if kind_of(source) == "encoder" else metrics.LOGITS
+    wanted = gates.chosen(options, kind, bits, is_superblock(artifact))
+    try:
+        module = runners.for_container(subject.container)
+        runners.load(runners.REFERENCE)
+        documents = docs.cut(docs.read_text(options), source, options)
+    except MeasureError as error:
+        return replace(result, checks=[*result.checks, Check("outputs", "runtime", UNKNOWN, str(error))])
+    with ExitStack() as stack:
+        longest = max(len(d.tokens) + (0 if d.prefix is None else len(d.prefix)) for d in documents)
+        runner: Runner = module.open_runner(subject.path, source, longest, options.threads)
+        stack.enter_context(runner)
+        lineup = stages.Lineup(source, artifact, grids_of(subject, artifact), options)
+        return _judged(result, source, documents, runner, lineup, wanted, options, report)
+
+
+def _judged(
+    result: Verdict,
+    source: Checkpoint,
+    documents: list[Document],
+    runner: Runner,
+    lineup: stages.Lineup,
+    wanted: list[gates.Gate],
+    options: VerifyOptions,
+    report: Report,
+) -> Verdict:
+    kind = metrics.HIDDEN if kind_of(source) == "encoder" else metrics.LOGITS
+    whole = Tally(kind)
+    reference = lineup.reference()
+    with report.progress("running both models", sum(len(d.tokens) for d in documents)) as advance:
+        for batch in docs.batches(documents, source, options):
+            whole.add(batch, reference.logits(batch), runner.logits(batch))
+            advance(sum(batch.lengths))
+    about = {**result.about, **_protocol(reference, runner, whole, options)}
+    problem = _infinite(whole)
+    if problem is not None:
+        return replace(result, about=about, checks=[*result.checks, problem])
+    figures = whole.figures()
+    floor = _noise_floor(source, documents, lineup, options, kind)
+    about["noise_floor"] = floor
+    judge = _Judge(source, documents, lineup, options, kind, figures, floor)
+    checks = [*result.checks, *map(judge, wanted)]
+    split, plots = _where(source, documents, runner, lineup, options, kind, report)
+    checks += _first_layer(checks, plots)
+    return replace(
+        result,
+        about=about,
+        checks=checks,
+        figures={name: figure.to_dict() for name, figure in figures.items()},
+        split=split,
+        plots={**result.plots, **plots, **_plots(whole, kind)},
+    )
+
+
+def _protocol(reference: Runner, runner: Runner, tally: Tally, options: VerifyOptions) -> dict[str, Any]:
+    return {
+        "reference_runtime": reference.runtime,
+        "runtime": runner.runtime,
+        "protocol": {
+            "text": str(options.text) if options.text else "held-out text of gpt54-convert",
+            "tokens": tally.token_count,
+            "documents": tally.document_count,
+            "context": options.context,
+            "prefix_tokens": "up to 96 tokens to the encoder of an encoder-decoder",
+            "scored": "every token of a document, from its first on",
+        },
+    }
+
+
+def _infinite(tally: Tally) -> Check | None:
+    if not tally.reference_finite:
+        detail = "the reference's own answers are not finite; the model itself is broken"
+        return Check("outputs", "finite", UNKNOWN, detail)
+    if not tally.finite:
+        return Check("outputs", "finite", FAIL, "the artifact answers with NaN or infinity")
+    return None
+
+
+class _Judge:
+    """Judges gates; plain rounding of the same model is measured when a gate first needs it."""
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        documents: list[Document],
+        lineup: stages.Lineup,
+        options: VerifyOptions,
+        kind: str,
+        figures: Mapping[str, Measured],
+        floor: Mapping[str, float],
+    ) -> None:
+        self._source, self._documents, self._lineup = source, documents, lineup
+        self._options, self._kind, self._figures, self._floor = options, kind, figures, floor
+        self._anchors: dict[str, Mapping[str, Measured]] = {}
+
+    def __call__(self, gate: gates.Gate) -> Check:
+        check = self._judge(gate)
+        if check.outcome == PASS or not gate.or_rounding or not self._lineup.has_grids:
+            return check
+        if self._source.parameter_count >= _SMALL_MODEL:
+            return check
+        # The tables were measured on large models; small ones lose more, and rounding says how much.
+        relative = self._judge(gate.relative())
+        if relative.outcome != PASS:
+            return replace(check, detail=f"{check.detail}; nor as good as plain rounding: {relative.detail}")
+        detail = f"{relative.detail} (a small model: misses {gate}, but is as good as plain rounding)"
+        return replace(relative, detail=detail)
+
+    def _judge(self, gate: gates.Gate) -> Check:
+        if gate.anchor and gate.anchor not in self._anchors:
+            self._anchors[gate.anchor] = self._rtn() if gate.anchor == "rtn" else self._baseline()
+        check = gates.judge(gate, self._figures, self._anchors)
+        noise = self._floor.get(gate.figure)
+        if noise is None or check.limit is None or check.value is None or gate.sign != "<=":
+            return check
+        if noise > check.limit and not (gate.anchor and check.value <= noise):
+            detail = f"the reference differs from itself by {noise:.3g}, more than the gate {gate} allows"
+            return replace(check, outcome=UNKNOWN, detail=detail)
+        if check.value <= noise:
+            detail = f"{check.detail}; indistinguishable from the reference"
+            return replace(check, outcome=PASS, detail=detail)
+        return check
+
+    def _rtn(self) -> Mapping[str, Measured]:
+        tally = Tally(self._kind)
+        reference, rounded = self._lineup.reference(), self._lineup.rounded()
+        for batch in docs.batches(self._documents, self._source, self._options):
+            tally.add(batch, reference.logits(batch), rounded.logits(batch))
+        return tally.figures() if tally.finite else {}
+
+    def _baseline(self) -> Mapping[str, Measured]:
+        earlier = gates.read_baseline(self._options.baseline) if self._options.baseline else {}
+        count = len(next(iter(self._figures.values())).samples)
+        return {name: Measured(name, value, np.full(count, value)) for name, value in earlier.items()}
+
+
+def _some(documents: list[Document], tokens: int) -> list[Document]:
+    """The first documents of about `tokens` tokens, at least two."""
+    chosen: list[Document] = []
+    for document in documents:
+        if len(chosen) >= 2 and sum(len(d.tokens) for d in chosen) >= tokens:
+            break
+        chosen.append(document)
+    return chosen
+
+
+def _noise_floor(
+    source: Checkpoint,
+    documents: list[Document],
+    lineup: stages.Lineup,
+    options: VerifyOptions,
+    kind: str,
+) -> dict[str, float]:
+    """The reference in float32 against itself in float64: what arithmetic alone makes of it."""
+    tally = Tally(kind)
+    exact, plain = lineup.exact(), lineup.reference()
+    for index, document in enumerate(_some(documents, _FLOOR_TOKENS)):
+        # One by one: transformers' masks of padded batches overflow in float64.
+        batch = stack([document], index)
+        tally.add(batch, exact.logits(batch), plain.logits(batch))
+    lineup.drop("exact")
+    if not (tally.finite and tally.reference_finite):
+        return {}
+    figures = tally.figures()
+    names = ("kl_mean_nats", "logits_nmse", "logits_max_abs", "hidden_nmse", "hidden_max_abs")
+    return {name: figures[name].value for name in names if name in figures}
+
+
+def _where(
+    source: Checkpoint,
+    documents: list[Document],
+    runner: Runner,
+    lineup: stages.Lineup,
+    options: VerifyOptions,
+    kind: str,
+    report: Report,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The split of the error by stage, and the error behind each layer; nothing unless asked for."""
+    if options.level != "all" or not lineup.can_split:
+        return {}, {}
+    part: list[Batch] = list(docs.batches(_some(documents, _SPLIT_TOKENS), source, options))
+    try:
+        with report.progress("finding where the error arises", len(part)) as advance:
+            return stages.split(part, lineup, runner, kind, advance)
+    except InputError as error:  # a tensor is missing, which the checks have said already
+        report.note(f"the error is not split into its stages: {error}")
+        return {}, {}
+
+
+def _first_layer(checks: list[Check], plots: Mapping[str, Any]) -> list[Check]:
+    """Of a failure: the layer behind which the error leaves the curve of plain rounding, if one does."""
+    failed = any(check.outcome == FAIL and check.kind == "outputs" for check in checks)
+    beyond = [row for row in plots.get("layer_error", ()) if row["beyond"]]
+    if not failed or not beyond:
+        return []
+    first = beyond[0]
+    detail = (
+        f"the error leaves the curve of plain rounding behind {first['name']}: {first['nmse']:.3g} of the "
+        f"hidden states, where rounding leaves {first['rounding_nmse']:.3g}"
+    )
+    return [Check("outputs", "first layer", FAIL, detail)]
+
+
+def _plots(tally: Tally, kind: str) -> dict[str, Any]:
+    if kind == metrics.HIDDEN:
+        return {"cosine_by_position": tally.by_position("cosine")}
+    kl = np.log10(np.maximum(tally.columns["kl"], 1e-12))
+    counts, edges = np.histogram(kl, bins=40)
+    return {
+        "kl_histogram": {"log10_edges": edges.tolist(), "counts": counts.tolist()},
+        "top1_by_position": tally.by_position("top1"),
+    }
