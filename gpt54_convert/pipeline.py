@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -9,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from gpt54_convert import loaders
+from gpt54_convert import __version__, loaders
 from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.core.passes import Context
 from gpt54_convert.core.report import Advance, Report
 from gpt54_convert.core.tensor import LazyTensor
-from gpt54_convert.core.workspace import check_free, check_space, staged
+from gpt54_convert.core.workspace import check_free, check_space, staged, workspace
 from gpt54_convert.exporters import card, manifest
 from gpt54_convert.exporters._sink import Sink
 from gpt54_convert.plan import ContainerPlan, plan
@@ -39,6 +42,21 @@ def run(recipe: Recipe, report: Report) -> list[Artifact]:
     Raises a ConvertError for whatever the user can mend.
     """
     checkpoint = loaders.load(recipe.source)
+    with workspace(recipe.export.output, fingerprint(recipe, checkpoint)) as folder:
+        context = Context(report, folder, recipe.export.threads)
+        for step in recipe.passes:
+            checkpoint = step.apply(checkpoint, context)
+        return _export(recipe, checkpoint, report)
+
+
+def fingerprint(recipe: Recipe, checkpoint: Checkpoint) -> str:
+    """Names the work of a recipe on a source as it lies there now; a changed file is other work."""
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.source.files]
+    text = json.dumps([__version__, recipe.to_dict(), files], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _export(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> list[Artifact]:
     plans = plan(recipe, checkpoint, report)
     names = [planned.container for planned in plans]
     check_free(recipe.export.output, names, recipe.export.overwrite)

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt54_convert.core.options import option, to_dict
+from gpt54_convert.core.passes import Pass, as_dict
 from gpt54_convert.errors import UsageError
 from gpt54_convert.quantize.schemes import BITS, SCHEMES
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
-
-
-def option(default: Any, help_text: str, **extra: Any) -> Any:
-    """A field with the words that help, docs and recipes show for it.
-
-    extra: `flags` (further names), `choices`, `metavar`.
-    """
-    return dataclasses.field(default=default, metadata={"help": help_text, **extra})
 
 
 @dataclass(frozen=True)
@@ -84,19 +77,21 @@ class Export:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Load `source`, apply `step`, write artifacts."""
+    """Load `source`, apply every pass in turn, then `step`, write artifacts."""
 
     source: Path
     step: Quantize | Convert
     export: Export
+    passes: tuple[Pass, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """What decides the artifacts' bytes, for the manifest."""
-        step = {
-            key: list(value) if isinstance(value, tuple) else value for key, value in vars(self.step).items()
-        }
         export = {key: getattr(self.export, key) for key in ("name", "shard_size", "pre")}
-        return {type(self.step).__name__.lower(): step, "export": export}
+        return {
+            **({"passes": [as_dict(step) for step in self.passes]} if self.passes else {}),
+            type(self.step).__name__.lower(): to_dict(self.step),
+            "export": export,
+        }
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}

@@ -20,6 +20,9 @@ LEVELS = [
     {"quantize"},
     {"packing"},
     {"loaders"},
+    {"forward"},
+    {"calibrate"},
+    {"transforms", "prune", "distill"},
     {"exporters"},
     {"verify"},
     {"recipe", "plan", "pipeline", "dry_run", "summary", "inspection"},
@@ -28,7 +31,7 @@ LEVELS = [
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "compressed_tensors", "accelerate", "llama_cpp"}
 # The files that may import a runtime, and which; each is loaded only when its runtime is wanted.
 RUNTIMES = {
-    "verify.runners.torch_reference": {"torch", "transformers", "accelerate"},
+    "forward.torch_model": {"torch", "transformers", "accelerate"},
     "verify.runners.transformers_packed": {"torch", "transformers", "compressed_tensors"},
     "verify.runners.llama_cpp": {"llama_cpp"},
     "verify.runners.onnx_runtime": {"onnxruntime"},

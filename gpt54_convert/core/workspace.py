@@ -46,6 +46,18 @@ def staged(output: Path, names: Sequence[str], overwrite: bool) -> Iterator[Path
                 break
 
 
+@contextmanager
+def workspace(output: Path, fingerprint: str) -> Iterator[Path]:
+    """A folder inside `output` for what long work has finished so far; the same work finds it again.
+
+    Who needs it creates it.  It goes when the work succeeds; after an interruption it stays, so that the
+    same command goes on where it stopped.
+    """
+    folder = output / f".work-{fingerprint}"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def check_free(output: Path, names: Sequence[str], overwrite: bool) -> None:
     """Raise OutputError if a subfolder is in the way of what will be published."""
     if output.exists() and not output.is_dir():

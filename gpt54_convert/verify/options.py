@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from gpt54_convert.core.options import option
 from gpt54_convert.errors import UsageError
 
 LEVELS = ("tensors", "outputs", "all")
-
-
-def _option(default: Any, help_text: str, **extra: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help_text, **extra})
 
 
 @dataclass(frozen=True)
 class VerifyOptions:
     """How thoroughly to look, on which text, and what to demand."""
 
-    level: str = _option(
+    level: str = option(
         "all",
         "tensors: files, config, tokenizer and weights; outputs: the model's answers; all: both, and where "
         "the error arises.",
         choices=LEVELS,
     )
-    gate: tuple[str, ...] = _option(
+    gate: tuple[str, ...] = option(
         (), "Demand this instead of the default, e.g. 'kl_mean<=0.05', 'kl_mean<=1.1*rtn'.", metavar="GATE"
     )
-    baseline: Path | None = _option(  # noqa: RUF009 - a frozen field's description
+    baseline: Path | None = option(  # noqa: RUF009 - a frozen field's description
         None, "JSON report of an earlier release: be no worse than it.", metavar="FILE", is_path=True
     )
-    text: Path | None = _option(  # noqa: RUF009
+    text: Path | None = option(  # noqa: RUF009
         None, "Text to measure on. Default: the held-out text of this package.", metavar="FILE", is_path=True
     )
-    tokens: int = _option(4096, "Tokens to measure on.", metavar="N")
-    context: int = _option(256, "Tokens of one document.", metavar="N")
-    batch: int = _option(0, "Documents run at once; 0 takes what fits into 256 MB of logits.", metavar="N")
-    threads: int = _option(0, "Threads of each runtime; 0 takes one per core.", metavar="N")
+    tokens: int = option(4096, "Tokens to measure on.", metavar="N")
+    context: int = option(256, "Tokens of one document.", metavar="N")
+    batch: int = option(0, "Documents run at once; 0 takes what fits into 256 MB of logits.", metavar="N")
+    threads: int = option(0, "Threads of each runtime; 0 takes one per core.", metavar="N")
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:

@@ -12,11 +12,13 @@ import numpy as np
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import InputError, MeasureError
+from gpt54_convert.forward.batch import Batch, Document, stack
+from gpt54_convert.forward.documents import cut
 from gpt54_convert.verify import documents as docs
 from gpt54_convert.verify import gates, metrics, runners, stages
 from gpt54_convert.verify.artifact import Subject, grids_of, is_superblock, kind_of
-from gpt54_convert.verify.batch import Batch, Document, Runner, stack
 from gpt54_convert.verify.options import VerifyOptions
+from gpt54_convert.verify.runner import Runner
 from gpt54_convert.verify.tally import Measured, Tally
 from gpt54_convert.verify.verdict import FAIL, PASS, UNKNOWN, Check, Verdict
 
@@ -43,7 +45,7 @@ def measure(
     try:
         module = runners.for_container(subject.container)
         runners.load(runners.REFERENCE)
-        documents = docs.cut(docs.read_text(options), source, options)
+        documents = cut(docs.read_text(options), source, options.tokens, options.context)
     except MeasureError as error:
         return replace(result, checks=[*result.checks, Check("outputs", "runtime", UNKNOWN, str(error))])
     with ExitStack() as stack:

@@ -15,13 +15,14 @@ from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import UsageError
+from gpt54_convert.forward.batch import Batch, Floats
 from gpt54_convert.quantize.encode import on_grid, solver
 from gpt54_convert.quantize.error import ErrorTally
 from gpt54_convert.quantize.grids import FLOAT, grid
 from gpt54_convert.verify import runners
 from gpt54_convert.verify.artifact import bits_of
-from gpt54_convert.verify.batch import Batch, Floats, Runner
 from gpt54_convert.verify.options import VerifyOptions
+from gpt54_convert.verify.runner import Runner
 from gpt54_convert.verify.tally import Tally
 
 _KEEP_BYTES = 1 << 30  # of weights, over all models together

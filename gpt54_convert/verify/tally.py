@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt54_convert.errors import InternalError
+from gpt54_convert.forward.batch import Batch, Floats
 from gpt54_convert.verify import metrics
-from gpt54_convert.verify.batch import Batch, Floats
 from gpt54_convert.verify.pairs import Figure, Pair, Values
 
 SAMPLES = 1000

@@ -11,10 +11,10 @@ from typing import Any
 from gpt54_convert import data
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.errors import MeasureError
+from gpt54_convert.forward.documents import tokenizer
 from gpt54_convert.loaders import _folder
 from gpt54_convert.verify import chat, runners
 from gpt54_convert.verify.artifact import Subject
-from gpt54_convert.verify.documents import tokenizer
 from gpt54_convert.verify.verdict import FAIL, PASS, Check
 
 Encode = Callable[[str, bool], list[int]]

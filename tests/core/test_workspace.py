@@ -103,3 +103,13 @@ def test_full_disk_is_one_sentence(tmp_path):
 def test_space_is_checked_first(tmp_path):
     with pytest.raises(OutputError, match="bytes free"):
         workspace.check_space(tmp_path / "not" / "yet", 1 << 62)
+
+
+def test_a_workspace_outlives_an_interruption_and_goes_with_success(tmp_path):
+    with pytest.raises(KeyboardInterrupt), workspace.workspace(tmp_path, "abc") as folder:
+        folder.mkdir()
+        (folder / "layer-0").write_text("done")
+        raise KeyboardInterrupt
+    with workspace.workspace(tmp_path, "abc") as folder:
+        assert (folder / "layer-0").read_text() == "done"
+    assert not list(tmp_path.iterdir())

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gpt54_convert.errors import InputError, UsageError
+from gpt54_convert.forward.batch import Document, stack
 from gpt54_convert.verify import gates
-from gpt54_convert.verify.batch import Document, stack
 from gpt54_convert.verify.gates import Gate
 from gpt54_convert.verify.options import VerifyOptions
 from gpt54_convert.verify.tally import Measured, Tally

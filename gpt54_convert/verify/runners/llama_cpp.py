@@ -17,7 +17,7 @@ import numpy as np
 
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.errors import InputError
-from gpt54_convert.verify.batch import Batch, Document, Floats, Ids
+from gpt54_convert.forward.batch import Batch, Document, Floats, Ids
 
 CONTAINERS = ("gguf",)
 INSTALL = "pip install 'gpt54-convert[llama-cpp]'"

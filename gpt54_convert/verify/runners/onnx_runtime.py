@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.errors import InputError
-from gpt54_convert.verify.batch import Batch, Floats
+from gpt54_convert.forward.batch import Batch, Floats
 
 CONTAINERS = ("onnx",)
 INSTALL = "pip install onnxruntime"

@@ -14,8 +14,8 @@ import transformers
 
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.errors import InputError
-from gpt54_convert.verify.batch import Batch, Floats
-from gpt54_convert.verify.runners.torch_reference import answer, auto_class, inputs
+from gpt54_convert.forward.batch import Batch, Floats
+from gpt54_convert.forward.torch_model import answer, auto_class, inputs
 
 CONTAINERS = ("safetensors", "compressed-tensors")
 INSTALL = "pip install 'gpt54-convert[torch]'"

@@ -1,10 +1,8 @@
-"""What runners are asked and what they answer."""
+"""What models are asked, in batches of documents, and what they answer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,26 +43,6 @@ class Batch:
     @property
     def lengths(self) -> list[int]:
         return [len(document.tokens) for document in self.documents]
-
-
-class Runner(Protocol):
-    """A model in some runtime."""
-
-    runtime: str
-    """The runtime and its version, for people."""
-
-    def logits(self, batch: Batch) -> Floats:
-        """Logits [batch, time, vocab], or hidden states [batch, time, width] of an encoder.
-
-        Positions of padding hold anything.
-        """
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 def stack(documents: list[Document], first: int) -> Batch:

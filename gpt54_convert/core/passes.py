@@ -1,0 +1,42 @@
+"""A step of a recipe that turns one checkpoint into another: pruning, distilling, transforming."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gpt54_convert.core.options import to_dict
+from gpt54_convert.core.report import Report
+
+if TYPE_CHECKING:  # NumPy would make `--help` wait
+    from gpt54_convert.core.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass may use besides its checkpoint.
+
+    report: who is told of progress.  workspace: a folder for what does not fit into memory; tensors of the
+    checkpoint that a pass returns may read from it until the job ends.  threads: 0 is one per core.
+    """
+
+    report: Report
+    workspace: Path
+    threads: int = 0
+
+
+class Pass(Protocol):
+    """A frozen dataclass; its fields, made by `core.options.option`, are options and recipe keys alike."""
+
+    def apply(self, checkpoint: Checkpoint, context: Context) -> Checkpoint:
+        """A new checkpoint; the given one is never changed.
+
+        Raises UsageError for options that make no sense for this model, before any work starts.
+        """
+        ...
+
+
+def as_dict(step: Pass) -> dict[str, Any]:
+    """A pass as data: its name and its fields."""
+    return {type(step).__name__.lower(): to_dict(step)}
