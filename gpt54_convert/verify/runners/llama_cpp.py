@@ -44,6 +44,9 @@ def load_model(path: Path, vocab_only: bool = False) -> Any:
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0
     params.vocab_only = vocab_only
+    # Weights as the file has them: repacked ones crash on some processors (AMX), and differ from machine to
+    # machine.
+    params.use_extra_bufts = False
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         raise InputError(f"{path}: llama.cpp cannot load it: {_said[0] if _said else 'no reason given'}")
