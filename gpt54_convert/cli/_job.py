@@ -15,12 +15,18 @@ _HEADER = ("tensors", "grid", "count", "weights", "bpw", "before", "after", "rel
 
 
 def do(
-    step: Any, export: Any, model: Path | None, dry_run: bool, as_json: bool, report: TerminalReport
+    step: Any,
+    export: Any,
+    model: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    report: TerminalReport,
+    passes: tuple[Any, ...] = (),
 ) -> None:
-    """Run or plan one recipe."""
+    """Run or plan one recipe; `passes` come before its step."""
     from gpt54_convert.recipe import Recipe
 
-    recipe = Recipe(resolve_model(model), step, export)
+    recipe = Recipe(resolve_model(model), step, export, passes)
     if model is None:
         report.note(f"no MODEL given: using the embedded model {recipe.source.name}")
     if dry_run:
