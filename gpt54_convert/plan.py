@@ -106,14 +106,14 @@ def _join(problems: list[tuple[str, ConvertError]]) -> str:
 def _plan_one(
     name: str, recipe: Recipe, checkpoint: Checkpoint, views: _Views, report: Report
 ) -> ContainerPlan:
+    chosen = _scheme_for(name, recipe.step.schemes) if recipe.step.schemes else None
     refuses = partial(exporter(name).refuses, checkpoint=checkpoint)
     left_out = set(exporter(name).leaves_out(checkpoint))
     checkpoint = checkpoint.with_tensors({k: t for k, t in checkpoint.tensors.items() if k not in left_out})
     activations = ""
-    if not recipe.step.schemes:
+    if chosen is None:
         assignments, label = _as_source(checkpoint, name), "keep"
     else:
-        chosen = _scheme_for(name, recipe.step.schemes)
         keep = parse_keep(recipe.step.keep) if isinstance(recipe.step, Quantize) else {}
         assignments, label = assign(checkpoint, chosen, keep, refuses), chosen.name
         _check_use(name, chosen, assignments)

@@ -32,7 +32,7 @@ from gpt54_convert.forward import torch_model
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 # What the exporters of torch and onnxscript say to programmers.
-_CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.fx", "torch.export")
+_CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.fx", "torch.export", "torch.__trace")
 
 
 _KEPT = 2
@@ -50,7 +50,7 @@ class Traced:
 
     stem: str
     model: ir.Model
-    sources: Mapping[str, str]
+    sources: dict[str, str]
 
 
 def used_tensors(checkpoint: Checkpoint) -> set[str]:
@@ -71,7 +71,9 @@ def trace(checkpoint: Checkpoint, dtype: str) -> list[Traced]:
         while len(_kept) >= _KEPT:
             del _kept[next(iter(_kept))]
         _kept[key] = _trace(checkpoint, dtype)
-    return [replace(traced, model=traced.model.clone()) for traced in _kept[key]]
+    return [
+        replace(traced, model=traced.model.clone(), sources=dict(traced.sources)) for traced in _kept[key]
+    ]
 
 
 def _key(checkpoint: Checkpoint, dtype: str) -> str:
