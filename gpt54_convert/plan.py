@@ -80,6 +80,8 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> list[Contain
     A container that was asked for by name and cannot be written raises; one that was merely implied is
     skipped with a note, unless none remains.
     """
+    for note in checkpoint.notes:
+        report.note(note)
     asked = tuple(dict.fromkeys(recipe.export.to))
     views = _Views(recipe.step.method if isinstance(recipe.step, Quantize) else "rtn")
     plans: list[ContainerPlan] = []
@@ -188,6 +190,8 @@ def model_name(checkpoint: Checkpoint) -> str:
         path = checkpoint.source.files[0]
     if isinstance(own, str) and own.strip("./") and not own.startswith(("/", ".")):
         return own.rstrip("/").rsplit("/", 1)[-1]
+    if path.parent.name == "snapshots":  # the Hugging Face cache: models--owner--name/snapshots/commit
+        return path.parent.parent.name.rsplit("--", 1)[-1]
     if path.is_dir():
         return _name_in_manifest(path) or path.name
     return re.sub(r"[.-](I?Q\d\w*|MXFP4|B?F(16|32))(-00001-of-\d{5})?$", "", path.stem, flags=re.IGNORECASE)
