@@ -43,7 +43,7 @@ def run(recipe: Recipe, report: Report) -> list[Artifact]:
     """
     checkpoint = loaders.load(recipe.source)
     with workspace(recipe.export.output, fingerprint(recipe, checkpoint)) as folder:
-        context = Context(checkpoint, report, folder, recipe.export.threads)
+        context = Context(report, folder, recipe.export.threads, checkpoint)
         for step in recipe.passes:
             checkpoint = step.apply(checkpoint, context)
         return _export(recipe, checkpoint, report)

@@ -111,6 +111,7 @@ def _plan_one(
     refuses = partial(exporter(name).refuses, checkpoint=checkpoint)
     left_out = set(exporter(name).leaves_out(checkpoint))
     checkpoint = checkpoint.with_tensors({k: t for k, t in checkpoint.tensors.items() if k not in left_out})
+    activations = ""
     if not recipe.step.schemes:
         assignments, label = _as_source(checkpoint, name), "keep"
     else:
@@ -118,6 +119,7 @@ def _plan_one(
         keep = parse_keep(recipe.step.keep) if isinstance(recipe.step, Quantize) else {}
         assignments, label = assign(checkpoint, chosen, keep, refuses), chosen.name
         _check_use(name, chosen, assignments)
+        activations = chosen.default if chosen.activations else ""
     assignments = {key: _as_float(name, checkpoint.tensors[key], a) for key, a in assignments.items()}
     made = {key: views.get(checkpoint.tensors[key], found.grid) for key, found in assignments.items()}
     options = SinkOptions(
@@ -125,6 +127,7 @@ def _plan_one(
         label=label,
         pre=recipe.export.pre,
         shard_bytes=parse_size(recipe.export.shard_size) if recipe.export.shard_size else None,
+        activations=activations,
     )
     placed = checkpoint.with_tensors({key: tensor for key, (tensor, _) in made.items()})
     laid_out = exporter(name).open_sink(placed, Path(), options)  # finds what the container cannot hold

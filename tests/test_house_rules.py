@@ -33,6 +33,7 @@ HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "compressed_tensors", "
 # The files that may import a runtime, and which; each is loaded only when its runtime is wanted.
 RUNTIMES = {
     "forward.torch_model": {"torch", "transformers", "accelerate"},
+    "transforms._maxima": {"torch"},
     "verify.runners.transformers_packed": {"torch", "transformers", "compressed_tensors"},
     "verify.runners.llama_cpp": {"llama_cpp"},
     "verify.runners.onnx_runtime": {"onnxruntime"},
@@ -113,6 +114,7 @@ def test_help_is_light():
         "exporters",
         "quantize.solvers",
         "sessions",
+        "transforms",
         "verify.metrics",
         "verify.reports",
         "verify.runners",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gpt54_convert.cli._job import do
+from gpt54_convert.cli._job import do_recipe
 from gpt54_convert.cli._options import build, options_of, output_options
 from gpt54_convert.cli._terminal import TerminalReport
 from gpt54_convert.errors import UsageError
@@ -85,7 +85,7 @@ def _run(
         write_new(save, dumps(recipe))
         report.note(f"the recipe is in {save}; `gpt54-convert run {save}` does it")
         return
-    do(recipe, dry_run, as_json, report)
+    do_recipe(recipe, dry_run, as_json, report)
 
 
 def _recipe(parts: Sequence[Part]) -> Any:
