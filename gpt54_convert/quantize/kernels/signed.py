@@ -37,7 +37,6 @@ from gpt54_convert.quantize.kernels.lanes import (
     store_bytes,
 )
 
-
 # iq4_nl has no level 0: next to float16's smallest scales, a scale of 0 may be nearer.
 _LITTLE = F32(2.0**-18)
 
