@@ -22,7 +22,7 @@ LEVELS = [
     {"loaders"},
     {"forward"},
     {"calibrate"},
-    {"transforms", "prune", "distill"},
+    {"transforms", "prune", "distill", "fresh"},
     {"exporters"},
     {"verify"},
     {"recipe", "plan", "pipeline", "dry_run", "summary", "inspection"},
@@ -32,6 +32,7 @@ HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "compressed_tensors", "
 # The files that may import a runtime, and which; each is loaded only when its runtime is wanted.
 RUNTIMES = {
     "forward.torch_model": {"torch", "transformers", "accelerate"},
+    "prune.observe": {"torch", "transformers"},
     "verify.runners.transformers_packed": {"torch", "transformers", "compressed_tensors"},
     "verify.runners.llama_cpp": {"llama_cpp"},
     "verify.runners.onnx_runtime": {"onnxruntime"},
@@ -108,6 +109,8 @@ def test_help_is_light():
         "loaders",
         "exporters",
         "quantize.solvers",
+        "prune.importance",
+        "prune.layers",
         "verify.metrics",
         "verify.reports",
         "verify.runners",

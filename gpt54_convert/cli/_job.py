@@ -15,12 +15,18 @@ _HEADER = ("tensors", "grid", "count", "weights", "bpw", "before", "after", "rel
 
 
 def do(
-    step: Any, export: Any, model: Path | None, dry_run: bool, as_json: bool, report: TerminalReport
+    step: Any,
+    export: Any,
+    model: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    report: TerminalReport,
+    passes: tuple[Any, ...] = (),
 ) -> None:
     """Run or plan one recipe."""
     from gpt54_convert.recipe import Recipe
 
-    recipe = Recipe(resolve_model(model), step, export)
+    recipe = Recipe(resolve_model(model), step, export, passes)
     if model is None:
         report.note(f"no MODEL given: using the embedded model {recipe.source.name}")
     if dry_run:
@@ -28,7 +34,11 @@ def do(
         return
     from gpt54_convert import pipeline
 
-    artifacts = pipeline.run(recipe, report)
+    show(pipeline.run(recipe, report), recipe, as_json, report)
+
+
+def show(artifacts: Sequence[Any], recipe: Any, as_json: bool, report: TerminalReport) -> None:
+    """Print what was written."""
     if as_json:
         print_json(
             {
