@@ -25,7 +25,8 @@ LEVELS = [
     {"transforms", "prune", "distill", "fresh"},
     {"exporters"},
     {"verify"},
-    {"recipe", "plan", "pipeline", "dry_run", "summary", "inspection"},
+    {"sessions"},
+    {"recipe", "recipe_file", "plan", "pipeline", "dry_run", "summary", "inspection"},
     {"cli"},
 ]
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "compressed_tensors", "accelerate", "llama_cpp"}
@@ -33,9 +34,13 @@ HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "compressed_tensors", "
 RUNTIMES = {
     "forward.torch_model": {"torch", "transformers", "accelerate"},
     "prune.observe": {"torch", "transformers"},
+    "transforms._maxima": {"torch"},
     "verify.runners.transformers_packed": {"torch", "transformers", "compressed_tensors"},
     "verify.runners.llama_cpp": {"llama_cpp"},
     "verify.runners.onnx_runtime": {"onnxruntime"},
+    "sessions.gguf": {"llama_cpp"},
+    "sessions.onnx": {"onnxruntime"},
+    "sessions.safetensors": {"torch"},
     "verify.stages": {"torch"},  # one dtype, named within a function
 }
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -111,6 +116,8 @@ def test_help_is_light():
         "quantize.solvers",
         "prune.importance",
         "prune.layers",
+        "sessions",
+        "transforms",
         "verify.metrics",
         "verify.reports",
         "verify.runners",

@@ -52,7 +52,9 @@ def measure(
         longest = max(len(d.tokens) + (0 if d.prefix is None else len(d.prefix)) for d in documents)
         runner: Runner = module.open_runner(subject.path, source, longest, options.threads)
         stack.enter_context(runner)
-        lineup = stages.Lineup(source, artifact, grids_of(subject, artifact), options)
+        lineup = stages.Lineup(
+            source, None if subject.passes else artifact, grids_of(subject, artifact), options
+        )
         return _judged(result, source, documents, runner, lineup, wanted, options, report)
 
 
