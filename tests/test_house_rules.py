@@ -34,6 +34,7 @@ HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "compressed_tensors", "
 RUNTIMES = {
     "forward.torch_model": {"torch", "transformers", "accelerate"},
     "prune.observe": {"torch", "transformers"},
+    "prune.moments": {"torch"},
     "transforms._maxima": {"torch"},
     "verify.runners.transformers_packed": {"torch", "transformers", "compressed_tensors"},
     "verify.runners.llama_cpp": {"llama_cpp"},
@@ -114,6 +115,7 @@ def test_help_is_light():
         "loaders",
         "exporters",
         "quantize.solvers",
+        "prune.criteria",
         "prune.importance",
         "prune.layers",
         "sessions",
