@@ -41,7 +41,11 @@ def run(recipe: Recipe, report: Report) -> list[Artifact]:
 
     Raises a ConvertError for whatever the user can mend.
     """
-    checkpoint = loaders.load(recipe.source)
+    return run_on(loaders.load(recipe.source), recipe, report)
+
+
+def run_on(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> list[Artifact]:
+    """`run` for a checkpoint that lies nowhere (a fresh one)."""
     with workspace(recipe.export.output, fingerprint(recipe, checkpoint)) as folder:
         context = Context(report, folder, recipe.export.threads, checkpoint)
         for step in recipe.passes:
@@ -128,6 +132,8 @@ def _source_entry(checkpoint: Checkpoint, report: Report) -> dict[str, Any]:
     """Path, container and hashes of everything that was read."""
     source = checkpoint.source
     root = source.path if source.path.is_dir() else source.path.parent
+    if not source.files:
+        return {"path": None, "container": source.container, "files": []}
     entries = []
     with report.progress("hashing the source", sum(path.stat().st_size for path in source.files)) as advance:
         for path in source.files:

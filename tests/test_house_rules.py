@@ -22,7 +22,7 @@ LEVELS = [
     {"loaders"},
     {"forward"},
     {"calibrate"},
-    {"transforms", "prune", "distill"},
+    {"transforms", "prune", "distill", "fresh"},
     {"exporters"},
     {"verify"},
     {"sessions"},
@@ -33,6 +33,8 @@ HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "compressed_tensors", "
 # The files that may import a runtime, and which; each is loaded only when its runtime is wanted.
 RUNTIMES = {
     "forward.torch_model": {"torch", "transformers", "accelerate"},
+    "prune.observe": {"torch", "transformers"},
+    "prune.moments": {"torch"},
     "transforms._maxima": {"torch"},
     "verify.runners.transformers_packed": {"torch", "transformers", "compressed_tensors"},
     "verify.runners.llama_cpp": {"llama_cpp"},
@@ -113,6 +115,9 @@ def test_help_is_light():
         "loaders",
         "exporters",
         "quantize.solvers",
+        "prune.criteria",
+        "prune.importance",
+        "prune.layers",
         "sessions",
         "transforms",
         "verify.metrics",

@@ -39,7 +39,11 @@ def do_recipe(recipe: Any, dry_run: bool, as_json: bool, report: TerminalReport)
         return
     from gpt54_convert import pipeline
 
-    artifacts = pipeline.run(recipe, report)
+    show(pipeline.run(recipe, report), recipe, as_json, report)
+
+
+def show(artifacts: Sequence[Any], recipe: Any, as_json: bool, report: TerminalReport) -> None:
+    """Print what was written."""
     if as_json:
         print_json(
             {

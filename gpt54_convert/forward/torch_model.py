@@ -138,7 +138,7 @@ class TorchReference:
         self.runtime = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
         self._threads = threads
         self.model = build(checkpoint).to(dtype)
-        weights = Weights(checkpoint, self.model, dtype, keep_bytes)
+        self.weights = weights = Weights(checkpoint, self.model, dtype, keep_bytes)
         for name, _ in self.model.named_parameters(remove_duplicate=False):
             weights.source(name)  # a missing tensor is found before anything runs
         attach_align_device_hook(
