@@ -11,7 +11,7 @@ import numpy as np
 
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
-from gpt54_convert.errors import InputError, MeasureError
+from gpt54_convert.errors import InputError, MeasureError, UnsupportedError
 from gpt54_convert.forward.batch import Batch, Document, stack
 from gpt54_convert.forward.documents import cut
 from gpt54_convert.verify import documents as docs
@@ -24,6 +24,7 @@ from gpt54_convert.verify.verdict import FAIL, PASS, UNKNOWN, Check, Verdict
 
 _FLOOR_TOKENS = 512
 _SPLIT_TOKENS = 1024
+_TIGHT = 2e-4
 _SMALL_MODEL = 1_000_000_000  # parameters
 
 
@@ -46,13 +47,17 @@ def measure(
         module = runners.for_container(subject.container)
         runners.load(runners.REFERENCE)
         documents = cut(docs.read_text(options), source, options.tokens, options.context)
-    except MeasureError as error:
+        lineup = stages.Lineup(source, artifact, grids_of(subject, artifact), options)
+        lineup.reference()
+    except (MeasureError, UnsupportedError, InputError) as error:
+        # A model that cannot be run itself is no fault of what was made from it.
+        if not isinstance(error, MeasureError) and not options.quick:
+            raise
         return replace(result, checks=[*result.checks, Check("outputs", "runtime", UNKNOWN, str(error))])
     with ExitStack() as stack:
         longest = max(len(d.tokens) + (0 if d.prefix is None else len(d.prefix)) for d in documents)
         runner: Runner = module.open_runner(subject.path, source, longest, options.threads)
         stack.enter_context(runner)
-        lineup = stages.Lineup(source, artifact, grids_of(subject, artifact), options)
         return _judged(result, source, documents, runner, lineup, wanted, options, report)
 
 
@@ -78,7 +83,9 @@ def _judged(
     if problem is not None:
         return replace(result, about=about, checks=[*result.checks, problem])
     figures = whole.figures()
-    floor = _noise_floor(source, documents, lineup, options, kind)
+    # The quick level measures it only where gates are so tight that it decides.
+    tight = any(gate.sign == "<=" and gate.factor < _TIGHT for gate in wanted)
+    floor = _noise_floor(source, documents, lineup, options, kind) if tight or not options.quick else {}
     about["noise_floor"] = floor
     judge = _Judge(source, documents, lineup, options, kind, figures, floor)
     checks = [*result.checks, *map(judge, wanted)]

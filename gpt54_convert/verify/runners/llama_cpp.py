@@ -20,6 +20,7 @@ from gpt54_convert.errors import InputError
 from gpt54_convert.forward.batch import Batch, Document, Floats, Ids
 
 CONTAINERS = ("gguf",)
+NEEDS = ("llama_cpp",)
 INSTALL = "pip install 'gpt54-convert[llama-cpp]'"
 _NO_POOLING = 0
 _ERROR = 4
@@ -43,6 +44,8 @@ def load_model(path: Path, vocab_only: bool = False) -> Any:
     _said.clear()
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0
+    # Weights as they stand in the file: repacked for AMX (a processor feature), 0.3.36 crashes on small ones.
+    params.use_extra_bufts = False
     params.vocab_only = vocab_only
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     if not model:

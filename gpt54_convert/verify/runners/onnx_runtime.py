@@ -22,6 +22,7 @@ from gpt54_convert.errors import InputError
 from gpt54_convert.forward.batch import Batch, Floats
 
 CONTAINERS = ("onnx",)
+NEEDS = ("onnxruntime",)
 INSTALL = "pip install onnxruntime"
 
 Arrays = Mapping[str, NDArray[Any]]

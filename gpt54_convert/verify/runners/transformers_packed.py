@@ -18,6 +18,7 @@ from gpt54_convert.forward.batch import Batch, Floats
 from gpt54_convert.forward.torch_model import answer, auto_class, inputs
 
 CONTAINERS = ("safetensors", "compressed-tensors")
+NEEDS = ("torch", "transformers", "compressed_tensors")
 INSTALL = "pip install 'gpt54-convert[torch]'"
 
 
