@@ -50,7 +50,7 @@ def run(recipe: Recipe, report: Report) -> list[Artifact]:
     """
     checkpoint = loaders.load(recipe.source)
     with workspace(recipe.export.output, fingerprint(recipe, checkpoint)) as folder:
-        context = Context(report, folder, recipe.export.threads)
+        context = Context(checkpoint, report, folder, recipe.export.threads)
         for step in recipe.passes:
             checkpoint = step.apply(checkpoint, context)
         return _export(recipe, checkpoint, report)
@@ -66,7 +66,7 @@ def fingerprint(recipe: Recipe, checkpoint: Checkpoint) -> str:
 def _export(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> list[Artifact]:
     plans = plan(recipe, checkpoint, report)
     names = [planned.container for planned in plans]
-    check_free(recipe.export.output, names, recipe.export.overwrite)
+    check_free(recipe.export.output, names, recipe.export.overwrite, checkpoint.source.files)
     check_space(recipe.export.output, sum(planned.size_bytes for planned in plans))
     with staged(recipe.export.output, names, recipe.export.overwrite) as folder:
         sinks = [planned.sink(folder / planned.container) for planned in plans]
@@ -171,7 +171,8 @@ def _finish(
     card.write(folder, planned.checkpoint, planned.options, planned.container, tensors, totals, told)
     details = {**recipe.to_dict(), "scheme": planned.label}
     verification = quick.summary(verdict)
-    manifest.write(folder, source, details, planned.container, tensors, totals, verification)
+    name = planned.options.name
+    manifest.write(folder, source, details, planned.container, name, tensors, totals, verification)
 
 
 def tensor_rows(planned: ContainerPlan) -> list[dict[str, Any]]:

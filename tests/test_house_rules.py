@@ -25,7 +25,8 @@ LEVELS = [
     {"transforms", "prune", "distill"},
     {"exporters"},
     {"verify"},
-    {"recipe", "plan", "pipeline", "dry_run", "summary", "inspection"},
+    {"sessions"},
+    {"recipe", "recipe_file", "plan", "pipeline", "dry_run", "summary", "inspection"},
     {"cli"},
 ]
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "compressed_tensors", "accelerate", "llama_cpp"}
@@ -35,6 +36,9 @@ RUNTIMES = {
     "verify.runners.transformers_packed": {"torch", "transformers", "compressed_tensors"},
     "verify.runners.llama_cpp": {"llama_cpp"},
     "verify.runners.onnx_runtime": {"onnxruntime"},
+    "sessions.gguf": {"llama_cpp"},
+    "sessions.onnx": {"onnxruntime"},
+    "sessions.safetensors": {"torch"},
     "verify.stages": {"torch"},  # one dtype, named within a function
 }
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -108,6 +112,7 @@ def test_help_is_light():
         "loaders",
         "exporters",
         "quantize.solvers",
+        "sessions",
         "verify.metrics",
         "verify.reports",
         "verify.runners",
