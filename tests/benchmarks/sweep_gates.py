@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--scheme", action="append")
     given = parser.parse_args()
-    options = VerifyOptions(tokens=given.tokens, context=128)
+    options = VerifyOptions(tokens=given.tokens, context=128, threads=1)
     names = given.scheme or [*FLOATS, *(name for name in SCHEMES if name not in FLOATS)]
     bad = 0
     for model in given.models or [data.model_path()]:

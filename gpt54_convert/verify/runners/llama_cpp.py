@@ -57,6 +57,8 @@ def load_model(path: Path, vocab_only: bool = False) -> Any:
 class LlamaCpp:
     """One GGUF file, opened with room for documents of `context` tokens."""
 
+    int8_inputs = True
+
     def __init__(self, path: Path, context: int, threads: int) -> None:
         self.runtime = f"llama.cpp through llama-cpp-python {llama_cpp.__version__}"
         self._model = load_model(path)

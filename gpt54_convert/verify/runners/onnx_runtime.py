@@ -67,6 +67,8 @@ class Graph:
 class OnnxRunner:
     """A folder of graphs of one kind of model."""
 
+    int8_inputs = True  # MatMulNBits at accuracy level 4
+
     def __init__(self, folder: Path, kind: str, threads: int) -> None:
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         names = ["model"]

@@ -25,6 +25,8 @@ INSTALL = "pip install 'gpt54-convert[torch]'"
 class PackedRunner:
     """transformers' own loading of the folder; all of its weights are held."""
 
+    int8_inputs = False
+
     def __init__(self, folder: Path, source: Checkpoint, threads: int) -> None:
         self.runtime = (
             f"transformers {transformers.__version__}, compressed-tensors {compressed_tensors.__version__}"
