@@ -73,6 +73,7 @@ class Export:
     )
     pre: str | None = option(None, "GGUF's tokenizer.ggml.pre, where it cannot be told.", metavar="NAME")
     threads: int = option(0, "Worker threads; 0 takes one per core.", metavar="N")
+    verify: bool = option(True, "Take a quick look at what was written, and record the verdict.")
 
 
 @dataclass(frozen=True)
