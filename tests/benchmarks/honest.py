@@ -2,7 +2,7 @@
 
 Public models without a hub come quantized: SmolLM2-135M lies on 4-bit groups of 32, and quantizing it again
 to 4 bits looks nearly lossless.  `Shuffle` rewrites a llama-like model without changing what it computes:
-hidden channels, feed-forward channels, heads and dimensions of values are put into another order everywhere at
+hidden channels, feed-forward channels, heads and dimensions of values get another order, everywhere at
 once.  Every group of a row then mixes weights of several old groups; outliers stay what they are.
 
 Groups run along rows, so only the order of columns matters.  The rows of queries and keys stay in their order
