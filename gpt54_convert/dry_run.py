@@ -46,6 +46,7 @@ def _artifact(planned: ContainerPlan) -> dict[str, Any]:
         "scheme": planned.label,
         "totals": totals_of(planned),
         "tensors": rows,
+        **({"budget": planned.budget} if planned.budget else {}),
     }
 
 

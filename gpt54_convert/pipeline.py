@@ -141,6 +141,8 @@ def _finish(planned: ContainerPlan, folder: Path, source: dict[str, Any], recipe
     tensors, totals = tensor_rows(planned), totals_of(planned)
     card.write(folder, planned.checkpoint, planned.options, planned.container, tensors, totals)
     details = {**recipe.to_dict(), "scheme": planned.label}
+    if planned.budget:
+        details["budget"] = planned.budget
     manifest.write(folder, source, details, planned.container, tensors, totals)
 
 
@@ -160,6 +162,8 @@ def tensor_rows(planned: ContainerPlan) -> list[dict[str, Any]]:
         }
         if found.reason:
             row["reason"] = found.reason
+        if name in planned.losses:
+            row["sensitivity"] = float(f"{planned.losses[name]:.5g}")
         rows.append(row)
     return rows
 

@@ -25,13 +25,15 @@ LEVELS = [
     {"transforms", "prune", "distill"},
     {"exporters"},
     {"verify"},
-    {"recipe", "plan", "pipeline", "dry_run", "summary", "inspection"},
+    {"recipe", "budget", "plan", "pipeline", "dry_run", "summary", "inspection"},
     {"cli"},
 ]
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "compressed_tensors", "accelerate", "llama_cpp"}
 # The files that may import a runtime, and which; each is loaded only when its runtime is wanted.
 RUNTIMES = {
     "forward.torch_model": {"torch", "transformers", "accelerate"},
+    "calibrate.gradients": {"torch", "transformers"},
+    "calibrate.loss": {"torch"},
     "verify.runners.transformers_packed": {"torch", "transformers", "compressed_tensors"},
     "verify.runners.llama_cpp": {"llama_cpp"},
     "verify.runners.onnx_runtime": {"onnxruntime"},

@@ -34,7 +34,7 @@ def _option(field: dataclasses.Field[Any]) -> Callable[[Decorated], Decorated]:
     flags = (*extra.get("flags", ()), f"--{field.name.replace('_', '-')}")
     if isinstance(field.default, bool):
         return click.option(*flags, field.name, is_flag=True, help=extra["help"])
-    kind: Any = str
+    kind: Any = extra.get("type", str)
     if "choices" in extra:
         kind = _Choice([str(choice) for choice in extra["choices"]], isinstance(extra["choices"][0], int))
     elif isinstance(field.default, Path) or extra.get("is_path"):

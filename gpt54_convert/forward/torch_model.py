@@ -141,6 +141,7 @@ class TorchReference:
         weights = Weights(checkpoint, self.model, dtype, keep_bytes)
         for name, _ in self.model.named_parameters(remove_duplicate=False):
             weights.source(name)  # a missing tensor is found before anything runs
+        self.source = weights.source
         attach_align_device_hook(
             self.model, execution_device=torch.device("cpu"), offload=True, weights_map=weights
         )

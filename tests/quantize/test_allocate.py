@@ -1,4 +1,4 @@
-"""The allocation is the best one that fits: against every choice, an integer program and plain programming."""
+"""The allocation is the best that fits: against every choice, an integer program, plain programming."""
 
 import itertools
 

@@ -1,0 +1,7 @@
+"""Mixed precision with a budget: the grid of every tensor chosen for the least loss at a size, or the least size
+at a loss.
+
+`calibrate.sensitivity` says what each tensor costs on each grid, `quantize.allocate` chooses, and here the
+choice is held to what was asked: sizes are those of the finished files, losses are measured on calibration text
+that the estimates never saw, and a uniform scheme of the same size that does better is taken instead.
+"""
