@@ -26,6 +26,8 @@ LEVELS = [
     {"exporters"},
     {"verify"},
     {"recipe", "budget", "plan", "pipeline", "dry_run", "summary", "inspection"},
+    {"sessions"},
+    {"recipe", "recipe_file", "plan", "pipeline", "dry_run", "summary", "inspection"},
     {"cli"},
 ]
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "compressed_tensors", "accelerate", "llama_cpp"}
@@ -37,6 +39,9 @@ RUNTIMES = {
     "verify.runners.transformers_packed": {"torch", "transformers", "compressed_tensors"},
     "verify.runners.llama_cpp": {"llama_cpp"},
     "verify.runners.onnx_runtime": {"onnxruntime"},
+    "sessions.gguf": {"llama_cpp"},
+    "sessions.onnx": {"onnxruntime"},
+    "sessions.safetensors": {"torch"},
     "verify.stages": {"torch"},  # one dtype, named within a function
 }
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -110,6 +115,7 @@ def test_help_is_light():
         "loaders",
         "exporters",
         "quantize.solvers",
+        "sessions",
         "verify.metrics",
         "verify.reports",
         "verify.runners",

@@ -132,8 +132,9 @@ class Search:
         if best is None:
             least = min(tried, key=lambda entry: entry.loss)
             raise UnsupportedError(
-                f"{space.offer.container}: no mix keeps to --max-kl {limit:g}; the best one tried loses "
-                f"{least.loss:.4g} in {least.size_bytes:,} bytes (--max-kl {rounded_up(least.loss)} can be met)"
+                f"{space.offer.container}: no mix keeps to --max-kl {limit:g}; the best one tried "
+                f"loses {least.loss:.4g} in {least.size_bytes:,} bytes (--max-kl {rounded_up(least.loss)} "
+                "can be met)"
             )
         rivals = [
             found

@@ -99,7 +99,7 @@ class Space:
         raise UnsupportedError(self.too_small(limit))
 
     def smallest_of_loss(self, loss: LossOf, limit: float) -> dict[str, Grid]:
-        """The grids that take the fewest bytes at a total loss of at most `limit`; the largest if none does."""
+        """The grids of fewest bytes at a total loss of at most `limit`; the largest if none does."""
         scale = 1e12 / limit
         priced = [np.ceil(np.minimum(values * scale, 1e15)).astype(np.int64) for values in self._losses(loss)]
         found = allocate(priced, [cost.astype(np.float64) for cost in self._costs], 10**12)
@@ -146,7 +146,7 @@ class Space:
     def _extreme(self, which: Callable[..., int]) -> dict[str, Grid]:
         """The smallest or largest choice."""
         return {
-            name: grids[which(range(len(grids)), key=lambda at: int(cost[at]))]  # noqa: B023 - used at once
+            name: grids[which(range(len(grids)), key=lambda at: int(cost[at]))]
             for (name, grids), cost in zip(self.free.items(), self._costs, strict=True)
         }
 

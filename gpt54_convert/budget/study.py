@@ -38,8 +38,8 @@ class Study:
             from gpt54_convert.calibrate import gradients, loss, sensitivity
         except ImportError as error:
             raise MeasureError(
-                f"a budget measures how sensitive each tensor is, and {error.name} is not installed; pip install "
-                "'gpt54-convert[torch]', or choose a --scheme instead"
+                f"a budget measures how sensitive each tensor is, and {error.name} is not installed; "
+                "pip install 'gpt54-convert[torch]', or choose a --scheme instead"
             ) from error
         from gpt54_convert.forward.documents import cut
 
@@ -69,7 +69,7 @@ class Study:
         for name, grids in free.items():
             columns = self.sensitivity.checkpoint.tensors[name].columns
             rounded = [each for each in grids if each.kind != FLOAT]
-            best = min(rounded, key=lambda each: abs(each.bpw(columns) - _ROLE_BITS))  # noqa: B023 - used at once
+            best = min(rounded, key=lambda each: abs(each.bpw(columns) - _ROLE_BITS))
             nearest.setdefault(self.sensitivity.roles[name], best)
         self.sensitivity.measure(self._roles, nearest, self._report)
 

@@ -1,11 +1,11 @@
 """How much each input and output of every matrix matters to what the model answers: one backward pass.
 
-For small errors D of a matrix, the divergence of the model's answers is about half of the sum of F * D**2, F the
-diagonal of the Fisher information; and F[i, j] is the mean over tokens of g[i]**2 * x[j]**2, x the matrix's
-input and g the gradient of a label's loss by its output, the label drawn from the model's own answer (Amari
-1998; Martens and Grosse 2015 for its factors).  Kept are the two factors: outputs [out], the mean of g**2, and
-inputs [in], the mean of x**2 over tokens weighted by their g**2, so that huge inputs of tokens that nobody
-looks at (the first of a text) count for as little as they should.
+For small errors D of a matrix, the divergence of the model's answers is about half of the sum of F * D**2,
+F the diagonal of the Fisher information; and F[i, j] is the mean over tokens of g[i]**2 * x[j]**2, x the
+matrix's input and g the gradient of a label's loss by its output, the label drawn from the model's own
+answer (Amari 1998; Martens and Grosse 2015 for its factors).  Kept are the two factors: outputs [out], the
+mean of g**2, and inputs [in], the mean of x**2 over tokens weighted by their g**2, so that huge inputs of
+tokens that nobody looks at (the first of a text) count for as little as they should.
 
 For models without logits, g is that of a random direction of the hidden states: the same for squared error.
 """
@@ -80,7 +80,8 @@ def moments(checkpoint: Checkpoint, documents: Sequence[Document], report: Repor
         generator = torch.Generator().manual_seed(_SEED)
         with report.progress("sensitivity of weights", sum(len(d.tokens) for d in documents)) as advance:
             for document in documents:
-                _loss(model(**inputs(stack([document], 0))), generator).backward()
+                loss = _loss(model(**inputs(stack([document], 0))), generator)
+                loss.backward()  # type: ignore[no-untyped-call]
                 advance(len(document.tokens))
     tokens = sum(len(document.tokens) for document in documents)
     return {name: _moments(name, found, tokens) for name, found in sums.items() if found.seen}
@@ -107,16 +108,18 @@ def _watch(sums: _Sums) -> Any:
         if not output.requires_grad:
             return
         x = args[0].detach().reshape(-1, args[0].shape[-1])
-        output.register_hook(lambda g: sums.add(x, g.detach().reshape(len(x), -1)))
+        output.register_hook(  # type: ignore[no-untyped-call]
+            lambda g: sums.add(x, g.detach().reshape(len(x), -1))
+        )
 
     return hook
 
 
 def _loss(output: Any, generator: torch.Generator) -> torch.Tensor:
-    """Of labels drawn from the model's own answer, summed over tokens; of random directions without logits."""
-    logits = getattr(output, "logits", None)
+    """Of labels drawn from the model's own answer, summed; without logits, of random directions."""
+    logits: torch.Tensor | None = getattr(output, "logits", None)
     if logits is None:
-        hidden = output.last_hidden_state
+        hidden: torch.Tensor = output.last_hidden_state
         return (hidden * torch.randn(hidden.shape, generator=generator)).sum()
     flat = logits.reshape(-1, logits.shape[-1]).float()
     labels = torch.multinomial(torch.softmax(flat.detach(), dim=-1), 1, generator=generator)[:, 0]
@@ -127,7 +130,7 @@ def _moments(name: str, sums: _Sums, tokens: int) -> Moments:
     of_inputs, of_outputs = np.asarray(sums.inputs), np.asarray(sums.outputs) / tokens
     if not (np.isfinite(of_inputs).all() and np.isfinite(of_outputs).all()):
         raise MeasureError(
-            f"tensor {name}: its inputs or gradients are not finite on the calibration text, so the model itself "
-            "is broken there; check it with `gpt54-convert verify`"
+            f"tensor {name}: its inputs or gradients are not finite on the calibration text, so the model "
+            "itself is broken there; check it with `gpt54-convert verify`"
         )
     return Moments(of_inputs / sums.weight if sums.weight else of_inputs, of_outputs)

@@ -38,7 +38,7 @@ class Loss:
         for index, answers in enumerate(self._answers(checkpoint)):
             if not np.isfinite(answers).all():
                 raise MeasureError(
-                    "the float model's own answers are not finite on the calibration text; the model is broken"
+                    "the float model's own answers to the calibration text are not finite: it is broken"
                 )
             np.save(self._path(index), answers)
 

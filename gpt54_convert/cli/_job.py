@@ -14,15 +14,20 @@ from gpt54_convert.cli._terminal import TerminalReport, print_json, print_table,
 _HEADER = ("tensors", "grid", "count", "weights", "bpw", "before", "after", "rel. error")
 
 
-def do(
+def simple(
     step: Any, export: Any, model: Path | None, dry_run: bool, as_json: bool, report: TerminalReport
 ) -> None:
-    """Run or plan one recipe."""
+    """A recipe of one step on one model."""
     from gpt54_convert.recipe import Recipe
 
     recipe = Recipe(resolve_model(model), step, export)
     if model is None:
         report.note(f"no MODEL given: using the embedded model {recipe.source.name}")
+    do(recipe, dry_run, as_json, report)
+
+
+def do(recipe: Any, dry_run: bool, as_json: bool, report: TerminalReport) -> None:
+    """Run or plan one recipe."""
     if dry_run:
         _plan(recipe, as_json, report)
         return

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gpt54_convert.cli._job import do
+from gpt54_convert.cli._job import simple
 from gpt54_convert.cli._options import build, model_argument, options_of, output_options
 from gpt54_convert.cli._terminal import TerminalReport
 from gpt54_convert.recipe import Export, Quantize
@@ -26,4 +26,4 @@ def command(
     Examples: `quantize --bits 4`, `quantize my-llama --scheme q4_k_m --to gguf -o out`.
     """
     report = TerminalReport(quiet, verbose)
-    do(build(Quantize, values), build(Export, values), model, dry_run, as_json, report)
+    simple(build(Quantize, values), build(Export, values), model, dry_run, as_json, report)

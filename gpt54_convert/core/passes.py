@@ -17,10 +17,12 @@ if TYPE_CHECKING:  # NumPy would make `--help` wait
 class Context:
     """What a pass may use besides its checkpoint.
 
+    source: the checkpoint that the job began with: the teacher of whatever was made of it.
     report: who is told of progress.  workspace: a folder for what does not fit into memory; tensors of the
     checkpoint that a pass returns may read from it until the job ends.  threads: 0 is one per core.
     """
 
+    source: Checkpoint
     report: Report
     workspace: Path
     threads: int = 0

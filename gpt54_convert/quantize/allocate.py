@@ -3,8 +3,8 @@
 A multiple-choice knapsack: every item (a tensor) takes one of its options (grids), each with a size and a
 loss.  The Lagrangian relaxation gives a price a byte and a bound (Sinha and Zoltners 1979); then items are
 added one by one to a front of partial choices of which none is better than another in both size and loss
-(dynamic programming by lists, Nemhauser and Ullmann 1969), and whatever cannot beat the best known choice even
-at that price is dropped.  Sizes are exact bytes: nothing is rounded to a coarser unit.
+(dynamic programming by lists, Nemhauser and Ullmann 1969), and whatever cannot beat the best known choice
+even at that price is dropped.  Sizes are exact bytes: nothing is rounded to a coarser unit.
 """
 
 from __future__ import annotations
