@@ -14,7 +14,7 @@ from gpt54_convert.forward.torch_model import inputs
 
 
 def plain(model, documents):
-    """Per Linear: all its inputs and all gradients of its outputs, from one ordinary backward pass a document."""
+    """Per Linear: mean squares of all inputs and gradients, from one ordinary backward pass a document."""
     seen = {}
 
     def watch(name):
