@@ -176,6 +176,8 @@ def _finish(
     told = quick.sentence(verdict)
     card.write(folder, planned.checkpoint, planned.options, planned.container, tensors, totals, told)
     details = {**recipe.to_dict(), "scheme": planned.label}
+    if planned.budget:
+        details["budget"] = planned.budget
     verification = quick.summary(verdict)
     name = planned.options.name
     manifest.write(folder, source, details, planned.container, name, tensors, totals, verification)
@@ -197,6 +199,8 @@ def tensor_rows(planned: ContainerPlan) -> list[dict[str, Any]]:
         }
         if found.reason:
             row["reason"] = found.reason
+        if name in planned.losses:
+            row["sensitivity"] = float(f"{planned.losses[name]:.5g}")
         rows.append(row)
     return rows
 
