@@ -86,7 +86,7 @@ def render(
 
 
 def _history(checkpoint: Checkpoint) -> list[str]:
-    """What config.json says was done to the weights before: drawn at random, pruned."""
+    """What config.json says was done to the weights before: drawn at random, pruned, distilled."""
     own = checkpoint.config.get("gpt54_convert")
     if not isinstance(own, Mapping):
         return []
@@ -97,6 +97,15 @@ def _history(checkpoint: Checkpoint) -> list[str]:
     pruned = own.get("pruned")
     if isinstance(pruned, Mapping):
         lines.append(f"Pruned; before that: {_plain(json.dumps(pruned)[:2000])}.")
+    for key, words in (
+        ("mapped", "First weights taken from a teacher, by a map"),
+        ("distilled", "Distilled"),
+    ):
+        if isinstance(own.get(key), Mapping):
+            told = ", ".join(
+                f"{name.replace('_', ' ')} {_plain(str(each))}" for name, each in own[key].items()
+            )
+            lines.append(f"{words}: {told[:2000]}.")
     return [part for line in lines for part in (line, "")]
 
 
