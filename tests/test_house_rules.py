@@ -61,6 +61,12 @@ RUNTIMES = {
     "sessions.onnx": {"onnxruntime"},
     "sessions.safetensors": {"torch"},
     "verify.stages": {"torch"},  # one dtype, named within a function
+    "distill.models": {"torch"},
+    "distill.losses": {"torch"},
+    "distill.pair": {"torch"},
+    "distill.optimise": {"torch"},
+    "distill.loop": {"torch", "accelerate"},
+    "distill.training": {"torch", "accelerate"},
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -102,7 +102,7 @@ def _stretches(text: str, tokenize: Any, count: int) -> Iterator[list[int]]:
 def _document(
     ids: list[int], length: int, kind: str, tokenize: Any, checkpoint: Checkpoint
 ) -> Document | None:
-    before, after = _specials(tokenize)
+    before, after = specials(tokenize)
     if kind == "encoder":
         body = ids[: length - len(before) - len(after)]
         return Document(np.array([*before, *body, *after]), np.empty(0, np.int64)) if body else None
@@ -118,7 +118,7 @@ def _document(
     return Document(np.array(stream[:-1]), np.array(stream[1:]))
 
 
-def _specials(tokenize: Any) -> tuple[list[int], list[int]]:
+def specials(tokenize: Any) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer puts before and after a text."""
     plain = tokenize.encode("a", add_special_tokens=False).ids
     full = tokenize.encode("a", add_special_tokens=True).ids
