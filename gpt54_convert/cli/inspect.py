@@ -34,6 +34,15 @@ def command(model: Path | None, as_json: bool, quiet: bool, verbose: bool) -> No
         _print(found, verbose)
 
 
+def _history(found: dict[str, Any]) -> list[tuple[str, str]]:
+    tier = found["family"]
+    scaled = "" if not tier or tier["scale"] == "1" else f", scaled by {tier['scale']}"
+    return [
+        *([("family", f"{tier['tier']} of {tier['of']}{scaled}")] if tier else []),
+        *([("weights", found["weights"])] if found["weights"] else []),
+    ]
+
+
 def _print(found: dict[str, Any], verbose: bool) -> None:
     facts = [
         ("path", found["path"]),
@@ -44,6 +53,7 @@ def _print(found: dict[str, Any], verbose: bool) -> None:
         ("size", f"{size_text(found['size_bytes'])} ({found['size_bytes']:,} bytes of tensors)"),
         ("bits per weight", f"{found['bits_per_weight']:.3f}"),
         ("tokenizer", found["tokenizer"]),
+        *_history(found),
         *((name, f"{value:,}") for name, value in found["sizes"].items()),
     ]
     print_table("", ("", ""), facts)

@@ -35,7 +35,7 @@ def build(source: Source, raw: Mapping[str, LazyTensor], side: SideFiles) -> Che
         tensors = _canonical(architecture, tensors)
         tensors = {
             name: _checked(architecture, expected, sizes, tensors[name])
-            for name in sorted(tensors, key=_layer_by_layer(architecture))
+            for name in sorted(tensors, key=layer_by_layer(architecture))
         }
         tensors, config = settle_tying(tensors, config, architecture)
         _check_complete(expected, tensors)
@@ -84,7 +84,7 @@ def without_twins(raw: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     return kept
 
 
-def _layer_by_layer(architecture: Architecture) -> Callable[[str], tuple[int, ...]]:
+def layer_by_layer(architecture: Architecture) -> Callable[[str], tuple[int, ...]]:
     """A key that sorts names as the model runs; files sort them by type and letter instead."""
     places: dict[tuple[str, str], tuple[int, int]] = {}
     stacks: dict[str, int] = {}
