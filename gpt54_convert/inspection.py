@@ -67,7 +67,10 @@ def _weights(checkpoint: Checkpoint) -> str | None:
     own = checkpoint.config.get("gpt54_convert")
     if not isinstance(own, Mapping):
         return None
-    words = (("random", own.get("weights") == "random"), ("pruned", "pruned" in own))
+    words = (
+        ("random", own.get("weights") == "random"),
+        *((word, word in own) for word in ("pruned", "mapped", "distilled")),
+    )
     return ", ".join(word for word, applies in words if applies) or None
 
 

@@ -25,17 +25,35 @@ LEVELS = [
     {"transforms", "prune", "distill", "fresh"},
     {"exporters"},
     {"verify"},
+    {"recipe", "budget", "plan", "pipeline", "dry_run", "summary", "inspection"},
     {"sessions"},
     {"recipe", "recipe_file", "plan", "pipeline", "dry_run", "summary", "inspection"},
     {"cli"},
 ]
-HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "compressed_tensors", "accelerate", "llama_cpp"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "optimum",
+    "compressed_tensors",
+    "accelerate",
+    "llama_cpp",
+}
 # The files that may import a runtime, and which; each is loaded only when its runtime is wanted.
 RUNTIMES = {
+    "exporters._onnx_bind": {"onnx_ir"},
+    "exporters._onnx_calls": {"torch", "transformers"},
+    "exporters._onnx_graph": {"onnx_ir"},
+    "exporters._onnx_trace": {"torch", "onnx_ir", "onnxscript"},
     "forward.torch_model": {"torch", "transformers", "accelerate"},
     "prune.observe": {"torch", "transformers"},
     "prune.moments": {"torch"},
     "transforms._maxima": {"torch"},
+    "calibrate.gradients": {"torch", "transformers"},
+    "calibrate.loss": {"torch"},
     "verify.runners.transformers_packed": {"torch", "transformers", "compressed_tensors"},
     "verify.runners.llama_cpp": {"llama_cpp"},
     "verify.runners.onnx_runtime": {"onnxruntime"},

@@ -82,6 +82,16 @@ def locate(path: Path) -> Subject:
     raise InputError(f"{path}: holds no artifact (no .gguf, no .onnx, no config.json with safetensors)")
 
 
+def written(container: str, folder: Path, manifest: Mapping[str, Any]) -> Subject:
+    """What has just been written into `folder`, with what its manifest will say."""
+    if container == "gguf":
+        path = sorted(folder.glob("*.gguf"))[0]  # the first of its shards
+    else:
+        bare = [] if (folder / "config.json").exists() else sorted(folder.glob("*.safetensors"))
+        path = bare[0] if len(bare) == 1 else folder  # a model without a config is a lone file
+    return Subject(container, path, folder, manifest)
+
+
 def _manifest(folder: Path) -> Mapping[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():

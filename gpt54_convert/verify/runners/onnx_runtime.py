@@ -22,6 +22,7 @@ from gpt54_convert.errors import InputError
 from gpt54_convert.forward.batch import Batch, Floats
 
 CONTAINERS = ("onnx",)
+NEEDS = ("onnxruntime",)
 INSTALL = "pip install onnxruntime"
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -65,6 +66,8 @@ class Graph:
 
 class OnnxRunner:
     """A folder of graphs of one kind of model."""
+
+    int8_inputs = True  # MatMulNBits at accuracy level 4
 
     def __init__(self, folder: Path, kind: str, threads: int) -> None:
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
