@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny
 from peers import llama_runtime
-from surgery import answers
+from surgery import SMALLER, answers, smaller
 
 from gpt54_convert import pipeline
 from gpt54_convert.core.report import Report
@@ -15,29 +15,14 @@ pytestmark = pytest.mark.llama_cpp
 pytest.importorskip("llama_cpp")
 torch = pytest.importorskip("torch")
 
-# What shrinks on top of the layers; qwen2 and those without a head size of their own keep heads × size = width.
-SIZES = {
-    "llama": {"width": 48, "ffn": 64, "heads": 2, "kv_heads": 1},
-    "llama-bias": {"width": 48, "ffn": 64, "heads": 2, "kv_heads": 1},
-    "mistral": {"width": 48, "ffn": 64, "heads": 4, "kv_heads": 2},
-    "qwen2": {"width": 32, "ffn": 64, "heads": 2, "kv_heads": 2},
-    "qwen3": {"width": 48, "ffn": 64, "heads": 2, "kv_heads": 1},
-    "gemma3": {"width": 48, "ffn": 64, "heads": 2, "kv_heads": 1},
-    "gpt2": {"width": 32, "ffn": 64},
-    "bert": {"width": 36, "ffn": 64},
-    "gpt54": {"width": 48, "ffn": 64, "heads": 2},
-    "gpt54-tied": {"width": 48, "ffn": 64, "heads": 2},
-}
-LAYERS = {"gemma3": 5}
 GELU = ("gemma3", "gpt2", "bert", "gpt54", "gpt54-tied")
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", SMALLER)
 def test_llama_cpp_computes_the_same(kind, tmp_path):
     _, folder = tiny.make(kind)
-    step = Prune(layers=LAYERS.get(kind, 1), layer_choice="even", importance="weights", **SIZES[kind])
     export = Export(output=tmp_path, to=("safetensors", "gguf"))
-    made = pipeline.run(Recipe(folder, Convert(), export, (step,)), Report())
+    made = pipeline.run(Recipe(folder, Convert(), export, (Prune(**smaller(kind)),)), Report())
     (path,) = next(artifact.folder for artifact in made if artifact.container == "gguf").glob("*.gguf")
     reference = answers(tmp_path / "safetensors")
     tokens = torch.randint(5, 200, (40,), generator=torch.Generator().manual_seed(1)).tolist()
