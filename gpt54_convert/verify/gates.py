@@ -105,6 +105,11 @@ def defaults(kind: str, bits: float, superblock: bool) -> list[Gate]:
     ]
 
 
+def table(kind: str) -> list[tuple[float, float]]:
+    """(bits per weight at least, error at most) of the default gates."""
+    return [(row[0], row[1]) for row in (_HIDDEN if kind == "hidden" else _LOGITS)]
+
+
 def against_baseline(kind: str) -> list[Gate]:
     """What `--baseline` alone demands: a tenth worse at most."""
     figure = "hidden_nmse" if kind == "hidden" else "kl_mean_nats"

@@ -17,7 +17,7 @@ from gpt54_convert.forward.documents import cut
 from gpt54_convert.verify import documents as docs
 from gpt54_convert.verify import gates, metrics, runners, stages
 from gpt54_convert.verify.artifact import Subject, grids_of, is_superblock, kind_of
-from gpt54_convert.verify.judge import SPLIT_TOKENS, Bench, Judge
+from gpt54_convert.verify.judge import SPLIT_TOKENS, Bench, Judge, size_and_quality
 from gpt54_convert.verify.options import VerifyOptions
 from gpt54_convert.verify.runner import Runner
 from gpt54_convert.verify.tally import Tally
@@ -97,7 +97,7 @@ def _judged(
         checks=checks,
         figures={name: figure.to_dict() for name, figure in figures.items()},
         split=split,
-        plots={**result.plots, **plots, **_plots(whole, kind)},
+        plots={**result.plots, **plots, **_plots(whole, kind), **size_and_quality(about, figures, judge)},
     )
 
 
