@@ -48,9 +48,13 @@ def run(recipe: Recipe, report: Report) -> list[Artifact]:
 
     Raises a ConvertError for whatever the user can mend.
     """
-    checkpoint = loaders.load(recipe.source)
+    return run_on(loaders.load(recipe.source), recipe, report)
+
+
+def run_on(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> list[Artifact]:
+    """`run` for a checkpoint that lies nowhere (a fresh one)."""
     with workspace(recipe.export.output, fingerprint(recipe, checkpoint)) as folder:
-        context = Context(checkpoint, report, folder, recipe.export.threads)
+        context = Context(report, folder, recipe.export.threads, checkpoint)
         for step in recipe.passes:
             checkpoint = step.apply(checkpoint, context)
         return _export(recipe, checkpoint, report)
@@ -154,6 +158,8 @@ def _source_entry(checkpoint: Checkpoint, report: Report) -> dict[str, Any]:
     """Path, container and hashes of everything that was read."""
     source = checkpoint.source
     root = source.path if source.path.is_dir() else source.path.parent
+    if not source.files:
+        return {"path": None, "container": source.container, "files": []}
     entries = []
     with report.progress("hashing the source", sum(path.stat().st_size for path in source.files)) as advance:
         for path in source.files:
@@ -170,6 +176,8 @@ def _finish(
     told = quick.sentence(verdict)
     card.write(folder, planned.checkpoint, planned.options, planned.container, tensors, totals, told)
     details = {**recipe.to_dict(), "scheme": planned.label}
+    if planned.budget:
+        details["budget"] = planned.budget
     verification = quick.summary(verdict)
     name = planned.options.name
     manifest.write(folder, source, details, planned.container, name, tensors, totals, verification)
@@ -191,6 +199,8 @@ def tensor_rows(planned: ContainerPlan) -> list[dict[str, Any]]:
         }
         if found.reason:
             row["reason"] = found.reason
+        if name in planned.losses:
+            row["sensitivity"] = float(f"{planned.losses[name]:.5g}")
         rows.append(row)
     return rows
 

@@ -16,26 +16,36 @@ from gpt54_convert.cli._verdict import verdict_line
 _HEADER = ("tensors", "grid", "count", "weights", "bpw", "before", "after", "rel. error")
 
 
-def simple(
-    step: Any, export: Any, model: Path | None, dry_run: bool, as_json: bool, report: TerminalReport
+def do(
+    step: Any,
+    export: Any,
+    model: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    report: TerminalReport,
+    passes: tuple[Any, ...] = (),
 ) -> None:
-    """A recipe of one step on one model."""
+    """Run or plan a recipe of one step on one model; `passes` come before it."""
     from gpt54_convert.recipe import Recipe
 
-    recipe = Recipe(resolve_model(model), step, export)
+    recipe = Recipe(resolve_model(model), step, export, passes)
     if model is None:
         report.note(f"no MODEL given: using the embedded model {recipe.source.name}")
-    do(recipe, dry_run, as_json, report)
+    do_recipe(recipe, dry_run, as_json, report)
 
 
-def do(recipe: Any, dry_run: bool, as_json: bool, report: TerminalReport) -> None:
+def do_recipe(recipe: Any, dry_run: bool, as_json: bool, report: TerminalReport) -> None:
     """Run or plan one recipe."""
     if dry_run:
         _plan(recipe, as_json, report)
         return
     from gpt54_convert import pipeline
 
-    artifacts = pipeline.run(recipe, report)
+    show(pipeline.run(recipe, report), recipe, as_json, report)
+
+
+def show(artifacts: Sequence[Any], recipe: Any, as_json: bool, report: TerminalReport) -> None:
+    """Print what was written."""
     if as_json:
         print_json(
             {

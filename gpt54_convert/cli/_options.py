@@ -44,7 +44,9 @@ def _option(field: dataclasses.Field[Any]) -> Callable[[Decorated], Decorated]:
         kind = click.Path(path_type=Path)
     elif isinstance(field.default, int):
         kind = click.IntRange(min=0)
-    elif isinstance(field.default, float):
+    elif "minimum" in extra:
+        kind = click.IntRange(min=extra["minimum"])
+    elif "number" in extra or isinstance(field.default, float):
         kind = float
     several = isinstance(field.default, tuple)
     shown = field.default if field.default not in (None, (), 0) else None

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gpt54_convert.cli._job import simple
+from gpt54_convert.cli._job import do
 from gpt54_convert.cli._options import build, model_argument, options_of, output_options
 from gpt54_convert.cli._terminal import TerminalReport
 from gpt54_convert.recipe import Convert, Export
@@ -27,4 +27,4 @@ def command(
     Examples: `convert model.gguf --to safetensors`, `convert my-llama --to gguf --dtype bfloat16`.
     """
     report = TerminalReport(quiet, verbose)
-    simple(build(Convert, values), build(Export, values), model, dry_run, as_json, report)
+    do(build(Convert, values), build(Export, values), model, dry_run, as_json, report)

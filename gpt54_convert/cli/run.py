@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gpt54_convert.cli._job import do
+from gpt54_convert.cli._job import do_recipe
 from gpt54_convert.cli._options import output_options
 from gpt54_convert.cli._terminal import TerminalReport
 
@@ -39,4 +39,4 @@ def command(
     export = replace(
         found.export, output=output or found.export.output, overwrite=overwrite or found.export.overwrite
     )
-    do(replace(found, export=export), dry_run, as_json, TerminalReport(quiet, verbose))
+    do_recipe(replace(found, export=export), dry_run, as_json, TerminalReport(quiet, verbose))

@@ -74,6 +74,7 @@ def render(
         f"Made by gpt54-convert {__version__}: {totals['parameters']:,} parameters in "
         f"{totals['size_bytes']:,} bytes, {totals['bits_per_weight']:.3f} bits per weight.",
         "",
+        *_history(checkpoint),
         *_table(tensors),
         *_exceptions(tensors),
         *([verified, ""] if verified else []),
@@ -82,6 +83,30 @@ def render(
         *_how_to_load(folder, checkpoint, container, quantized),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _history(checkpoint: Checkpoint) -> list[str]:
+    """What config.json says was done to the weights before: drawn at random, pruned, distilled."""
+    own = checkpoint.config.get("gpt54_convert")
+    if not isinstance(own, Mapping):
+        return []
+    lines = []
+    if own.get("weights") == "random":
+        told = ", ".join(f"{key} {_plain(str(own.get(key)))}" for key in ("tier", "scale", "seed"))
+        lines.append(f"**The weights are random** ({told}): this model has learned nothing.")
+    pruned = own.get("pruned")
+    if isinstance(pruned, Mapping):
+        lines.append(f"Pruned; before that: {_plain(json.dumps(pruned)[:2000])}.")
+    for key, words in (
+        ("mapped", "First weights taken from a teacher, by a map"),
+        ("distilled", "Distilled"),
+    ):
+        if isinstance(own.get(key), Mapping):
+            told = ", ".join(
+                f"{name.replace('_', ' ')} {_plain(str(each))}" for name, each in own[key].items()
+            )
+            lines.append(f"{words}: {told[:2000]}.")
+    return [part for line in lines for part in (line, "")]
 
 
 def _front_matter(checkpoint: Checkpoint, options: SinkOptions, container: str, quantized: bool) -> list[str]:

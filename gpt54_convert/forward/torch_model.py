@@ -159,7 +159,8 @@ class TorchReference:
         self.model = build(checkpoint).to(dtype)
         # A part of the weights kept would save little time; what counts then is memory.
         fits = checkpoint.parameter_count * dtype.itemsize <= keep_bytes
-        weights = Weights(checkpoint, self.model, dtype, keep_bytes if fits else min(keep_bytes, _SMALL))
+        keep = keep_bytes if fits else min(keep_bytes, _SMALL)
+        self.weights = weights = Weights(checkpoint, self.model, dtype, keep)
         for name, _ in self.model.named_parameters(remove_duplicate=False):
             weights.source(name)  # a missing tensor is found before anything runs
         for name, module in self.model.named_modules() if int8_inputs else ():

@@ -42,6 +42,12 @@ class Subject:
         recorded = self.manifest.get("source", {}).get("path")
         return Path(recorded) if isinstance(recorded, str) else None
 
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """What changed the weights on purpose before they were stored (`smooth`), as its manifest says."""
+        recorded = self.manifest.get("recipe", {}).get("passes", [])
+        return tuple(name for step in recorded if isinstance(step, dict) for name in step)
+
 
 def locate(path: Path) -> Subject:
     """The artifact at `path`, a file or a folder.

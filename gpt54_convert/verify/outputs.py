@@ -46,7 +46,8 @@ def measure(
         module = runners.for_container(subject.container)
         runners.load(runners.REFERENCE)
         documents = cut(docs.read_text(options), source, options.tokens, options.context)
-        lineup = stages.Lineup(source, artifact, grids_of(subject, artifact), options)
+        weights = None if subject.passes else artifact
+        lineup = stages.Lineup(source, weights, grids_of(subject, artifact), options)
         lineup.reference()
     except (MeasureError, UnsupportedError, InputError) as error:
         # A model that cannot be run itself is no fault of what was made from it.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gpt54_convert.core.options import option
 from gpt54_convert.core.passes import Context
-from gpt54_convert.errors import GateError, MeasureError, UsageError
+from gpt54_convert.errors import GateError, InternalError, MeasureError, UsageError
 
 if TYPE_CHECKING:
     from gpt54_convert.core.checkpoint import Checkpoint
@@ -45,9 +45,11 @@ class Gate:
         from gpt54_convert.verify.artifact import kind_of
         from gpt54_convert.verify.verdict import FAIL, PASS
 
+        if context.source is None:
+            raise InternalError("a gate has nothing to compare with")
         kind = metrics.HIDDEN if kind_of(context.source) == "encoder" else metrics.LOGITS
         wanted = [gates.parse(text, gates.figure_names(kind)) for text in self.demand]
-        figures = self._figures(checkpoint, context, kind)
+        figures = self._figures(checkpoint, context.source, context, kind)
         checks = [gates.judge(gate, figures, {}) for gate in wanted]
         for check in checks:
             if check.outcome == FAIL:
@@ -57,7 +59,9 @@ class Gate:
             context.report.note(f"gate passed: {check.name} is {check.detail}")
         return checkpoint
 
-    def _figures(self, checkpoint: Checkpoint, context: Context, kind: str) -> dict[str, Measured]:
+    def _figures(
+        self, student: Checkpoint, teacher: Checkpoint, context: Context, kind: str
+    ) -> dict[str, Measured]:
         from gpt54_convert.forward.documents import cut
         from gpt54_convert.verify import documents, runners
         from gpt54_convert.verify.options import VerifyOptions
@@ -65,14 +69,14 @@ class Gate:
 
         options = VerifyOptions(text=self.text, tokens=self.tokens, threads=context.threads)
         torch_reference = runners.load(runners.REFERENCE)
-        texts = cut(documents.read_text(options), context.source, options.tokens, options.context)
+        texts = cut(documents.read_text(options), teacher, options.tokens, options.context)
         tally = Tally(kind)
-        teacher = torch_reference.TorchReference(context.source, context.threads)
-        student = torch_reference.TorchReference(checkpoint, context.threads)
+        one = torch_reference.TorchReference(teacher, context.threads)
+        other = torch_reference.TorchReference(student, context.threads)
         total = sum(len(document.tokens) for document in texts)
         with context.report.progress("measuring for the gate", total) as advance:
-            for batch in documents.batches(texts, context.source, options):
-                tally.add(batch, teacher.logits(batch), student.logits(batch))
+            for batch in documents.batches(texts, teacher, options):
+                tally.add(batch, one.logits(batch), other.logits(batch))
                 advance(sum(batch.lengths))
         if not tally.finite:
             raise GateError("gate failed: the model answers with NaN or infinity")
