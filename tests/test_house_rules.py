@@ -60,6 +60,7 @@ RUNTIMES = {
     "sessions.gguf": {"llama_cpp"},
     "sessions.onnx": {"onnxruntime"},
     "sessions.safetensors": {"torch"},
+    "verify.onnx_weights": {"onnx"},
     "verify.stages": {"torch"},  # one dtype, named within a function
 }
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -132,8 +132,16 @@ def check_files(subject: Subject) -> list[Check]:
 
 
 def load_tensors(subject: Subject) -> Checkpoint | None:
-    """The artifact's own tensors through our loaders; None for a container that none of them reads."""
-    if not any(loader.matches(subject.path) for loader in loaders.loaders()) or subject.container == "onnx":
+    """The artifact's own tensors; None where they cannot be read back (foreign ONNX graphs, no onnx)."""
+    if subject.container == "onnx":
+        try:
+            from gpt54_convert.verify import onnx_weights
+        except ImportError:
+            return None
+        return onnx_weights.read(
+            subject.path, {row["name"]: row for row in subject.manifest.get("tensors", ())}
+        )
+    if not any(loader.matches(subject.path) for loader in loaders.loaders()):
         return None
     return loaders.load(subject.path)
 
