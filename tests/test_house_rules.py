@@ -61,6 +61,7 @@ RUNTIMES = {
     "sessions.gguf": {"llama_cpp"},
     "sessions.onnx": {"onnxruntime"},
     "sessions.safetensors": {"torch"},
+    "verify.onnx_weights": {"onnx"},
     "verify.stages": {"torch"},  # one dtype, named within a function
     "distill.models": {"torch"},
     "distill.losses": {"torch"},
