@@ -32,6 +32,9 @@ def build(kind: type[Any], values: dict[str, Any]) -> Any:
 def _option(field: dataclasses.Field[Any]) -> Callable[[Decorated], Decorated]:
     extra = field.metadata
     flags = (*extra.get("flags", ()), f"--{field.name.replace('_', '-')}")
+    if field.default is True:
+        switch = f"{flags[-1]}/--no-{flags[-1].removeprefix('--')}"
+        return click.option(switch, field.name, default=True, help=extra["help"], show_default=True)
     if isinstance(field.default, bool):
         return click.option(*flags, field.name, is_flag=True, help=extra["help"])
     kind: Any = str
@@ -41,6 +44,10 @@ def _option(field: dataclasses.Field[Any]) -> Callable[[Decorated], Decorated]:
         kind = click.Path(path_type=Path)
     elif isinstance(field.default, int):
         kind = click.IntRange(min=0)
+    elif "minimum" in extra:
+        kind = click.IntRange(min=extra["minimum"])
+    elif "number" in extra or isinstance(field.default, float):
+        kind = float
     several = isinstance(field.default, tuple)
     shown = field.default if field.default not in (None, (), 0) else None
     return click.option(

@@ -16,14 +16,31 @@ from gpt54_convert.recipe import Export, Quantize
 @click.command("quantize")
 @model_argument
 @options_of(Quantize, Export)
+@click.option(
+    "--smooth",
+    type=float,
+    metavar="A",
+    help="For w8a8: move part of the activation range into the weights first, say 0.5 (runs torch).",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan, sizes and memory; write nothing.")
 @output_options
 def command(
-    model: Path | None, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **values: Any
+    model: Path | None,
+    smooth: float | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **values: Any,
 ) -> None:
     """Quantize MODEL (a HF folder, .safetensors, .gguf, .bin); without MODEL, the embedded one.
 
     Examples: `quantize --bits 4`, `quantize my-llama --scheme q4_k_m --to gguf -o out`.
     """
     report = TerminalReport(quiet, verbose)
-    do(build(Quantize, values), build(Export, values), model, dry_run, as_json, report)
+    passes: tuple[Any, ...] = ()
+    if smooth is not None:
+        from gpt54_convert.transforms.smooth import Smooth
+
+        passes = (Smooth(smooth),)
+    do(build(Quantize, values), build(Export, values), model, dry_run, as_json, report, passes)

@@ -33,6 +33,7 @@ class Checkpoint:
     generation_config: the content of generation_config.json, or None.
     tokenizer: tokenizer files by name (tokenizer.json, tokenizer_config.json, …), as bytes.
     architecture: the key of an `archs` file, or None for one that nobody described.
+    notes: what was not read of the source, each a sentence for people.
     """
 
     tensors: Mapping[str, LazyTensor]
@@ -41,6 +42,7 @@ class Checkpoint:
     architecture: str | None = None
     generation_config: Mapping[str, Any] | None = None
     tokenizer: Mapping[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def parameter_count(self) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 def option(default: Any, help_text: str, **extra: Any) -> Any:
     """A field with the words that help, docs and recipes show for it.
 
-    extra: `flags` (further names), `choices`, `metavar`, `is_path`.
+    extra: `flags` (further names), `choices`, `metavar`, `is_path`; of a number that may be left out,
+    `minimum` (a whole one) or `number` (any).
     """
     return dataclasses.field(default=default, metadata={"help": help_text, **extra})
 

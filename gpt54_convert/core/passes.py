@@ -19,11 +19,13 @@ class Context:
 
     report: who is told of progress.  workspace: a folder for what does not fit into memory; tensors of the
     checkpoint that a pass returns may read from it until the job ends.  threads: 0 is one per core.
+    source: the checkpoint that the job began with: the teacher of whatever was made of it.
     """
 
     report: Report
     workspace: Path
     threads: int = 0
+    source: Checkpoint | None = None
 
 
 class Pass(Protocol):
@@ -33,6 +35,13 @@ class Pass(Protocol):
         """A new checkpoint; the given one is never changed.
 
         Raises UsageError for options that make no sense for this model, before any work starts.
+        """
+        ...
+
+    def outline(self, checkpoint: Checkpoint) -> Checkpoint:
+        """What `apply` would declare, for a plan: its tensors have their shapes and must not be read.
+
+        Raises what `apply` would before any work.
         """
         ...
 

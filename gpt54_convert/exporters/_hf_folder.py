@@ -48,14 +48,17 @@ def stored_name(checkpoint: Checkpoint, name: str) -> str:
     return name
 
 
-def side_files(checkpoint: Checkpoint, views: Sequence[LazyTensor]) -> dict[str, bytes]:
+def side_files(
+    checkpoint: Checkpoint, views: Sequence[LazyTensor], activations: str = ""
+) -> dict[str, bytes]:
     """File name -> content of everything beside the weights; `views` are the tensors as they are stored.
 
+    activations: the grid of the weights whose inputs are rounded to 8 bits at run time, or nothing.
     Raises UnsupportedError where the config could not describe the weights.
     """
     files = {}
     if checkpoint.config:
-        files["config.json"] = to_json(config(checkpoint, views))
+        files["config.json"] = to_json(config(checkpoint, views, activations))
     elif any(view.grid for view in views):
         raise UnsupportedError(
             "quantized safetensors need a config.json to describe them, and the source has none; "
@@ -78,7 +81,7 @@ def index(weight_map: Mapping[str, str], total_size: int) -> bytes:
     return to_json({"metadata": {"total_size": total_size}, "weight_map": dict(weight_map)})
 
 
-def config(checkpoint: Checkpoint, views: Sequence[LazyTensor]) -> dict[str, Any]:
+def config(checkpoint: Checkpoint, views: Sequence[LazyTensor], activations: str = "") -> dict[str, Any]:
     """config.json of the artifact."""
     result = {key: value for key, value in checkpoint.config.items() if key not in _DROPPED}
     if checkpoint.architecture and not result.get("architectures"):
@@ -87,7 +90,7 @@ def config(checkpoint: Checkpoint, views: Sequence[LazyTensor]) -> dict[str, Any
     result["dtype"] = dtype  # transformers from 4.56 on
     result["torch_dtype"] = dtype  # older ones, and other readers
     if any(view.grid for view in views):
-        result["quantization_config"] = quantization_config(checkpoint, views)
+        result["quantization_config"] = quantization_config(checkpoint, views, activations)
     return result
 
 
@@ -107,7 +110,9 @@ def _dtype(views: Sequence[LazyTensor]) -> str:
     return counts.most_common(1)[0][0]
 
 
-def quantization_config(checkpoint: Checkpoint, views: Sequence[LazyTensor]) -> dict[str, Any]:
+def quantization_config(
+    checkpoint: Checkpoint, views: Sequence[LazyTensor], activations: str = ""
+) -> dict[str, Any]:
     """How compressed-tensors is to read the packed weights: one group a grid, its modules by name.
 
     Modules are named explicitly instead of by the class `Linear`: a tied head is a Linear too, and one
@@ -128,41 +133,47 @@ def quantization_config(checkpoint: Checkpoint, views: Sequence[LazyTensor]) -> 
             "give the same grid to all of its weights, or keep some as floats (--keep head=float16)"
         )
     groups = {
-        f"group_{i}": _group(grid(name), _targets(modules, by_grid[name])) for i, name in enumerate(by_grid)
+        f"group_{i}": _group(grid(name), _targets(modules, by_grid[name]), name == activations)
+        for i, name in enumerate(by_grid)
     }
+    formats = {group["format"] for group in groups.values()}
     result: dict[str, Any] = {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": _ignored(checkpoint, modules),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
-    if one_grid_only(checkpoint.config):
+    if one_grid_only(checkpoint.config) and not activations:
         result["run_compressed"] = False
     return result
 
 
-def _group(target: Grid, targets: list[str]) -> dict[str, Any]:
-    weights = {
-        "num_bits": target.bits,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "group" if target.group else "channel",
-        "group_size": target.group or None,
-        "dynamic": False,
-        "actorder": None,
-        "block_structure": None,
-        "observer": "minmax",
-        "observer_kwargs": {},
-    }
+def _group(target: Grid, targets: list[str], activations: bool) -> dict[str, Any]:
+    weights = _integers(target.bits, "group" if target.group else "channel", target.group or None, False)
     return {
         "targets": targets,
-        "format": "pack-quantized",
+        "format": "int-quantized" if activations else "pack-quantized",
         "weights": weights,
-        "input_activations": None,
+        "input_activations": _integers(8, "token", None, True) if activations else None,
         "output_activations": None,
+    }
+
+
+def _integers(bits: int, strategy: str, group: int | None, dynamic: bool) -> dict[str, Any]:
+    return {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": True,
+        "strategy": strategy,
+        "group_size": group,
+        "dynamic": dynamic,
+        "actorder": None,
+        "block_structure": None,
+        "observer": None if dynamic else "minmax",
+        "observer_kwargs": {},
     }
 
 

@@ -49,12 +49,14 @@ class SinkOptions:
 
     name: the model's name, for metadata and file names.  label: the scheme's name (`int4`, `q4_k_m`).
     pre: GGUF's `tokenizer.ggml.pre`, given by the user.  shard_bytes: the largest file, or None.
+    activations: the grid of those weights whose inputs are rounded to 8 bits too, or nothing.
     """
 
     name: str
     label: str
     pre: str | None = None
     shard_bytes: int | None = None
+    activations: str = ""
 
 
 class Exporter(Protocol):

@@ -46,10 +46,15 @@ def write(
     source: Mapping[str, Any],
     recipe: Mapping[str, Any],
     container: str,
+    name: str,
     tensors: Sequence[Mapping[str, Any]],
     totals: Mapping[str, Any],
+    verification: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Hash every file of `folder` and write its manifest; returns the manifest's path."""
+    """Hash every file of `folder` and write its manifest; returns the manifest's path.
+
+    verification: the verdict over what was written, as `verify.quick.summary` puts it.
+    """
     outputs = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     content = {
         "schema": SCHEMA,
@@ -58,10 +63,12 @@ def write(
             "python": platform.python_version(),
             **{name: version(name) for name in ("numpy", "numba", "gguf", "safetensors")},
         },
+        "name": name,
         "container": container,
         "source": source,
         "recipe": recipe,
         "totals": totals,
+        **({"verification": verification} if verification else {}),
         "outputs": file_entries(outputs, folder),
         "tensors": tensors,
     }

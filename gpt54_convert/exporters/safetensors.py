@@ -1,7 +1,8 @@
 """A Hugging Face model folder of safetensors: plain floats, or integer grids as compressed-tensors.
 
 Either kind is opened by a plain `from_pretrained`.  The layout of quantized weights is that of
-compressed-tensors' `pack-quantized` format (vllm-project/compressed-tensors), read by transformers and vLLM.
+compressed-tensors (vllm-project/compressed-tensors), read by transformers and vLLM: `pack-quantized`, or
+`int-quantized` where activations are rounded too.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def open_sink(checkpoint: Checkpoint, folder: Path, options: SinkOptions) -> Fol
 
     Raises UnsupportedError where transformers could not read the result.
     """
-    return FolderSink(checkpoint, folder, options.shard_bytes or SHARD_BYTES)
+    return FolderSink(checkpoint, folder, options.shard_bytes or SHARD_BYTES, options.activations)
 
 
 @dataclass(frozen=True)
@@ -106,17 +107,20 @@ class _Shard:
 class FolderSink:
     """One model folder being written; see `exporters._sink.Sink`."""
 
-    def __init__(self, checkpoint: Checkpoint, folder: Path, shard_bytes: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, folder: Path, shard_bytes: int, activations: str = "") -> None:
         self._folder = folder
         self._views = [_as_stored(checkpoint, tensor) for tensor in checkpoint.tensors.values()]
         # A T5 is restored in the scales' own type while loading: float16 would round the products.
         scale = "float32" if _hf_folder.one_grid_only(checkpoint.config) else "float16"
-        self._parts = {view.name: _parts(view, scale) for view in self._views}
+        self._parts = {
+            view.name: _parts(view, scale, view.grid is not None and view.grid == activations)
+            for view in self._views
+        }
         self._shards = _cut(self._parts, shard_bytes)
         self._home = {name: shard for shard in self._shards for name in shard.layout.names}
         self._writers: dict[str, safetensors.Writer] = {}
         self._lock = threading.Lock()
-        self._side = _hf_folder.side_files(checkpoint, self._views)
+        self._side = _hf_folder.side_files(checkpoint, self._views, activations)
         if len(self._shards) > 1:
             weight_map = {name: shard.name for name, shard in self._home.items()}
             total = sum(part.size_bytes for parts in self._parts.values() for part in parts)
@@ -137,7 +141,8 @@ class FolderSink:
         if len(self._parts[name]) == 1:
             raise InternalError(f"tensor {name} was laid out as floats, but codes arrived")
         stem = name.removesuffix("weight")
-        packed = packing.pack(replace(rows, grid=_hf_folder.stored_grid(rows.grid.name)))
+        layout = packing.pack_bytes if self._parts[name][0].name == name else packing.pack
+        packed = layout(replace(rows, grid=_hf_folder.stored_grid(rows.grid.name)))
         for part in self._parts[name][:2]:
             content = packed[part.name.removeprefix(stem)].astype(STORAGE[part.dtype], copy=False)
             self._writer(part.name).put(part.name, start, content)
@@ -183,14 +188,19 @@ def _as_stored(checkpoint: Checkpoint, tensor: LazyTensor) -> LazyTensor:
     return tensor.renamed(name)
 
 
-def _parts(view: LazyTensor, scale_dtype: str) -> list[LazyTensor]:
-    """The tensors that stand in the file for one view."""
+def _parts(view: LazyTensor, scale_dtype: str, is_bytes: bool) -> list[LazyTensor]:
+    """The tensors that stand in the file for one view; `is_bytes`: one signed byte a code, none packed."""
     if view.grid is None:
         return [view]
     target = _hf_folder.stored_grid(view.grid)
     rows, columns = view.shape
     groups = columns // target.group if target.group else 1
     stem = view.name.removesuffix("weight")
+    if is_bytes:
+        return [
+            LazyTensor(view.name, (rows, columns), "int8", _unreadable),
+            LazyTensor(stem + "weight_scale", (rows, groups), "float32", _unreadable),
+        ]
     shape = np.array([rows, columns], np.int64)
     return [
         LazyTensor(stem + "weight_packed", (rows, columns * target.bits // 32), "int32", _unreadable),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from gpt54_convert.errors import UsageError
@@ -81,6 +82,7 @@ class Scheme:
     default: the grid of every matrix that no rule names.
     containers: those it is meant for; the first is its home.
     fallback: grid -> grid for rows that the former does not divide; float16 is the last resort.
+    activations: what enters a matrix on the grid `default` is rounded to 8 bits too when the model runs.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Scheme:
     rules: tuple[Rule, ...] = ()
     containers: tuple[str, ...] = ("gguf",)
     fallback: Mapping[str, str] | None = None
+    activations: bool = False
 
     def grid_for(self, place: Place) -> str:
         """The grid that this scheme wants for a weight, before row lengths and containers are looked at."""
@@ -98,15 +101,18 @@ class Scheme:
         return self.default
 
 
+_INT = ("gguf", "safetensors", "onnx")
+
+
 def _float(name: str) -> Scheme:
-    return Scheme(name, f"every weight in {name}", name, containers=("gguf", "safetensors"))
+    containers = ("gguf", "safetensors") if name == "bfloat16" else _INT
+    return Scheme(name, f"every weight in {name}", name, containers=containers)
 
 
 def _mix(name: str, description: str, default: str, *rules: Rule, head: str = "q6_k") -> Scheme:
     return Scheme(name, description, default, (Rule("head", head), *rules), fallback=SUPER_FALLBACK)
 
 
-_INT = ("gguf", "safetensors")
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
@@ -169,6 +175,13 @@ SCHEMES: dict[str, Scheme] = {
             Rule(_VALUE, "q5_k", "4 or more queries a key"),
             Rule(_DOWN, "q5_k", "the first eighth"),
         ),
+        Scheme(
+            "w8a8",
+            "8-bit weights, one scale a row, and 8-bit activations, scaled as they come",
+            "int8-channel",
+            containers=("safetensors",),
+            activations=True,
+        ),
         _float("float32"),
         _float("float16"),
         _float("bfloat16"),
@@ -198,8 +211,13 @@ def scheme(name: str) -> Scheme:
         pure = grid(key)
     except UsageError:
         raise UsageError(
-            f"unknown scheme {name!r}: use one of {', '.join(SCHEMES)}, or the name of a grid "
+            f"unknown scheme {name!r}{_near(key)}: use one of {', '.join(SCHEMES)}, or the name of a grid "
             "(`gpt54-convert list grids`)"
         ) from None
     containers = ("gguf",) if pure.name in GRIDS and pure.kind != FLOAT else _INT
     return Scheme(pure.name, f"every matrix in {pure.name}", pure.name, (), containers, SUPER_FALLBACK)
+
+
+def _near(name: str) -> str:
+    close = get_close_matches(name, (*SCHEMES, *GRIDS), 1, 0.7)
+    return f" (did you mean {close[0]}?)" if close else ""

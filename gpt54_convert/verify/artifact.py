@@ -42,6 +42,12 @@ class Subject:
         recorded = self.manifest.get("source", {}).get("path")
         return Path(recorded) if isinstance(recorded, str) else None
 
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """What changed the weights on purpose before they were stored (`smooth`), as its manifest says."""
+        recorded = self.manifest.get("recipe", {}).get("passes", [])
+        return tuple(name for step in recorded if isinstance(step, dict) for name in step)
+
 
 def locate(path: Path) -> Subject:
     """The artifact at `path`, a file or a folder.
@@ -76,6 +82,16 @@ def locate(path: Path) -> Subject:
     raise InputError(f"{path}: holds no artifact (no .gguf, no .onnx, no config.json with safetensors)")
 
 
+def written(container: str, folder: Path, manifest: Mapping[str, Any]) -> Subject:
+    """What has just been written into `folder`, with what its manifest will say."""
+    if container == "gguf":
+        path = sorted(folder.glob("*.gguf"))[0]  # the first of its shards
+    else:
+        bare = [] if (folder / "config.json").exists() else sorted(folder.glob("*.safetensors"))
+        path = bare[0] if len(bare) == 1 else folder  # a model without a config is a lone file
+    return Subject(container, path, folder, manifest)
+
+
 def _manifest(folder: Path) -> Mapping[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
@@ -86,6 +102,12 @@ def _manifest(folder: Path) -> Mapping[str, Any]:
         raise InputError(f"{path}: cannot be read ({error}); make the artifact again") from error
     ours = isinstance(content, dict) and str(content.get("schema", "")).startswith("gpt54-convert/manifest/")
     return content if ours else {}
+
+
+def size_bytes(subject: Subject) -> int:
+    """Bytes of the artifact's files."""
+    files = subject.folder.rglob("*") if subject.path.is_dir() else [subject.path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def check_files(subject: Subject) -> list[Check]:

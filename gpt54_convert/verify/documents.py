@@ -47,3 +47,13 @@ def batches(documents: list[Document], checkpoint: Checkpoint, options: VerifyOp
     size = options.batch or max(1, min(16, LOGITS_BYTES // (4 * width * longest)))
     for first in range(0, len(documents), size):
         yield stack(documents[first : first + size], first)
+
+
+def some(documents: list[Document], tokens: int) -> list[Document]:
+    """The first documents of about `tokens` tokens, at least two."""
+    chosen: list[Document] = []
+    for document in documents:
+        if len(chosen) >= 2 and sum(len(d.tokens) for d in chosen) >= tokens:
+            break
+        chosen.append(document)
+    return chosen

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from hf_models import model_of, outputs
 from pump import export, quantized
-from test_safetensors_folders import model_of, outputs
 
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.errors import UnsupportedError

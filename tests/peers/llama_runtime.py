@@ -40,6 +40,7 @@ def opened(path: Path, length: int, embeddings: bool = False) -> Iterator[tuple[
     options = library.llama_model_default_params()
     options.use_mmap = False
     options.n_gpu_layers = 0
+    options.use_extra_bufts = False  # repacked for AMX, llama.cpp crashes on some machines
     model = library.llama_model_load_from_file(str(path).encode(), options)
     assert model, "".join(_messages[-12:])
     settings = library.llama_context_default_params()

@@ -23,7 +23,7 @@ def artifact(tmp_path_factory):
     """Float safetensors of the tiny llama: exact in its runtime."""
     output = tmp_path_factory.mktemp("verify")
     _, folder = tiny.make("llama")
-    run(Recipe(folder, Convert(), Export(output=output, to=("safetensors",))), Report())
+    run(Recipe(folder, Convert(), Export(output=output, to=("safetensors",), verify=False)), Report())
     return output / "safetensors"
 
 

@@ -37,6 +37,9 @@ from gpt54_convert.quantize.kernels.lanes import (
     store_bytes,
 )
 
+# iq4_nl has no level 0: next to float16's smallest scales, a scale of 0 may be nearer.
+_LITTLE = F32(2.0**-18)
+
 
 class Form(NamedTuple):
     """A grid's numbers: its least and greatest level, and what they are.
@@ -127,6 +130,15 @@ def _error(groups: Groups, at: tuple[int, int], scale: Lanes, form: Form) -> Lan
     return error
 
 
+@inlined
+def _weight_of(groups: Groups, at: tuple[int, int]) -> Any:
+    """Sum of w · x², the error of a scale of 0."""
+    square = ZERO
+    for j in range(groups.x.shape[1]):
+        square += groups.w[at[1], j] * groups.x[at[0], j] * groups.x[at[0], j]
+    return square
+
+
 @kernel
 def search_signed(groups: Groups, ladder: Floats, refits: int, form: Form, out: Coded) -> None:
     """The best of ladder.size scales a group, each `refits` times refitted to its codes.
@@ -149,4 +161,6 @@ def search_signed(groups: Groups, ladder: Floats, refits: int, form: Form, out: 
             lowest, its_scale, _ = best(errors, candidates, candidates, spare)
             if lowest < error or start == 0:
                 scale, error = its_scale, lowest
+        if form.curved is not None and abs(scale) < _LITTLE and _weight_of(groups, at) < error:
+            scale = ZERO
         _encode(groups, g, scale, ONE / scale if scale != ZERO else ZERO, form, out)

@@ -20,6 +20,7 @@ from gpt54_convert.errors import InputError
 from gpt54_convert.forward.batch import Batch, Document, Floats, Ids
 
 CONTAINERS = ("gguf",)
+NEEDS = ("llama_cpp",)
 INSTALL = "pip install 'gpt54-convert[llama-cpp]'"
 _NO_POOLING = 0
 _ERROR = 4
@@ -44,6 +45,9 @@ def load_model(path: Path, vocab_only: bool = False) -> Any:
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0
     params.vocab_only = vocab_only
+    # Weights as the file has them: repacked ones crash on some processors (AMX), and differ from machine to
+    # machine.
+    params.use_extra_bufts = False
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         raise InputError(f"{path}: llama.cpp cannot load it: {_said[0] if _said else 'no reason given'}")
@@ -52,6 +56,8 @@ def load_model(path: Path, vocab_only: bool = False) -> Any:
 
 class LlamaCpp:
     """One GGUF file, opened with room for documents of `context` tokens."""
+
+    int8_inputs = True
 
     def __init__(self, path: Path, context: int, threads: int) -> None:
         self.runtime = f"llama.cpp through llama-cpp-python {llama_cpp.__version__}"
@@ -65,7 +71,7 @@ class LlamaCpp:
         params.n_ctx = params.n_batch = params.n_ubatch = max(64, context)
         params.n_threads = params.n_threads_batch = threads or len(os.sched_getaffinity(0))
         params.pooling_type = _NO_POOLING
-        self._embeds = not self._decodes or _is_encoder(self._model)
+        self._embeds = not self._decodes or is_encoder(self._model)
         params.embeddings = self._embeds
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
@@ -121,7 +127,7 @@ class LlamaCpp:
         llama_cpp.llama_model_free(self._model)
 
 
-def _is_encoder(model: Any) -> bool:
+def is_encoder(model: Any) -> bool:
     """Encoder-only models say `attention.causal = false`."""
     key = ctypes.create_string_buffer(128)
     llama_cpp.llama_model_meta_val_str(model, b"general.architecture", key, 128)
@@ -131,10 +137,10 @@ def _is_encoder(model: Any) -> bool:
 
 
 class Vocabulary:
-    """A GGUF file's tokenizer, as llama.cpp runs it."""
+    """A GGUF file's tokenizer, as llama.cpp runs it; `model`: the file as already loaded."""
 
-    def __init__(self, path: Path) -> None:
-        self._model = load_model(path, vocab_only=True)
+    def __init__(self, path: Path, model: Any = None) -> None:
+        self._model = model or load_model(path, vocab_only=True)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         found = llama_cpp.llama_model_chat_template(self._model, None)
         self.is_wordpiece = llama_cpp.llama_vocab_type(self._vocab) == llama_cpp.LLAMA_VOCAB_TYPE_WPM
