@@ -36,7 +36,7 @@ class Quantize:
     target_size: str | None = option(None, "The same, at files of this size: 350MB, 1.2GiB.", metavar="SIZE")
     max_kl: float | None = option(
         None,
-        "Mix grids for the smallest files whose KL stays below this (0.03).",
+        "Mix grids for the smallest files whose KL stays below it (0.03).",
         metavar="NATS",
         number=True,
     )
