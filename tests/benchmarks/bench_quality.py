@@ -11,7 +11,7 @@ An entry of --ours is a scheme, or KEY=VALUE pairs of `quantize`'s options and `
 --peer is llama.cpp's name of a type, `+imatrix` and `+pure` where wanted.  --model: `embedded`, `smollm2`
 (shuffled, see honest.py), or a float model's path.
 
-Rows that measure sensitivities (budgets) share them: the first one's seconds include them, the others' do not.
+Rows that measure sensitivities (budgets) share them: the first one's seconds include them, others' do not.
 --kept FOLDER keeps finished rows and takes them from there the next time: clear it when the code has changed.
 """
 
