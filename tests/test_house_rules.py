@@ -28,9 +28,24 @@ LEVELS = [
     {"recipe", "plan", "pipeline", "dry_run", "summary", "inspection"},
     {"cli"},
 ]
-HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "compressed_tensors", "accelerate", "llama_cpp"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "optimum",
+    "compressed_tensors",
+    "accelerate",
+    "llama_cpp",
+}
 # The files that may import a runtime, and which; each is loaded only when its runtime is wanted.
 RUNTIMES = {
+    "exporters._onnx_bind": {"onnx_ir"},
+    "exporters._onnx_calls": {"torch", "transformers"},
+    "exporters._onnx_graph": {"onnx_ir"},
+    "exporters._onnx_trace": {"torch", "onnx_ir", "onnxscript"},
     "forward.torch_model": {"torch", "transformers", "accelerate"},
     "transforms._maxima": {"torch"},
     "verify.runners.transformers_packed": {"torch", "transformers", "compressed_tensors"},

@@ -49,14 +49,14 @@ def test_quantize_bits_4_writes_both_containers(llama, tmp_path):
         assert grids["attn.q"] == "int4-g32" and grids["head"] == "int8-g32"
         assert all(0 < r["relative_error"] < 0.2 for r in manifest["tensors"] if r["grid"] == "int4-g32")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gguf", "safetensors"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gguf", "onnx", "safetensors"]
 
 
 def test_the_embedded_model_is_the_default(tmp_path):
     done = run("quantize", "--bits", 4, "--json", cwd=tmp_path, check=0)
     found = json.loads(done.stdout)
     assert found["schema"] == "gpt54-convert/artifacts/1"
-    assert [a["container"] for a in found["artifacts"]] == ["gguf", "safetensors"]
+    assert [a["container"] for a in found["artifacts"]] == ["gguf", "onnx", "safetensors"]
     assert "embedded model" in done.stderr
     assert (tmp_path / "dist" / "gguf" / "manifest.json").exists()
 
