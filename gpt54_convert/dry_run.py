@@ -22,7 +22,7 @@ def describe(recipe: Recipe, report: Report) -> dict[str, Any]:
     checkpoint = loaders.load(recipe.source)
     plans = plan(recipe, checkpoint, report)
     names = [planned.container for planned in plans]
-    check_free(recipe.export.output, names, recipe.export.overwrite)
+    check_free(recipe.export.output, names, recipe.export.overwrite, checkpoint.source.files)
     size = sum(planned.size_bytes for planned in plans)
     free = free_bytes(recipe.export.output)
     return {

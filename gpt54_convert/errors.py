@@ -38,3 +38,9 @@ class MeasureError(ConvertError):
     """
 
     exit_code = 4
+
+
+class GateError(ConvertError):
+    """A stage of a recipe did not keep what its gate demands; the CLI exits with 3."""
+
+    exit_code = 3

@@ -43,7 +43,7 @@ def run(recipe: Recipe, report: Report) -> list[Artifact]:
     """
     checkpoint = loaders.load(recipe.source)
     with workspace(recipe.export.output, fingerprint(recipe, checkpoint)) as folder:
-        context = Context(report, folder, recipe.export.threads)
+        context = Context(report, folder, recipe.export.threads, checkpoint)
         for step in recipe.passes:
             checkpoint = step.apply(checkpoint, context)
         return _export(recipe, checkpoint, report)
@@ -59,7 +59,7 @@ def fingerprint(recipe: Recipe, checkpoint: Checkpoint) -> str:
 def _export(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> list[Artifact]:
     plans = plan(recipe, checkpoint, report)
     names = [planned.container for planned in plans]
-    check_free(recipe.export.output, names, recipe.export.overwrite)
+    check_free(recipe.export.output, names, recipe.export.overwrite, checkpoint.source.files)
     check_space(recipe.export.output, sum(planned.size_bytes for planned in plans))
     with staged(recipe.export.output, names, recipe.export.overwrite) as folder:
         sinks = [planned.sink(folder / planned.container) for planned in plans]
@@ -141,7 +141,7 @@ def _finish(planned: ContainerPlan, folder: Path, source: dict[str, Any], recipe
     tensors, totals = tensor_rows(planned), totals_of(planned)
     card.write(folder, planned.checkpoint, planned.options, planned.container, tensors, totals)
     details = {**recipe.to_dict(), "scheme": planned.label}
-    manifest.write(folder, source, details, planned.container, tensors, totals)
+    manifest.write(folder, source, details, planned.container, planned.options.name, tensors, totals)
 
 
 def tensor_rows(planned: ContainerPlan) -> list[dict[str, Any]]:

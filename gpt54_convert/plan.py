@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.dtypes import is_float
 from gpt54_convert.core.report import Report
 from gpt54_convert.core.tensor import LazyTensor
+from gpt54_convert.core.workspace import MANIFEST
 from gpt54_convert.errors import ConvertError, UnsupportedError, UsageError
 from gpt54_convert.exporters._sink import Exporter, Sink, SinkOptions
 from gpt54_convert.quantize.assign import Assignment, assign, parse_keep, place
@@ -185,8 +187,20 @@ def model_name(checkpoint: Checkpoint) -> str:
     """A name for the model: the source's own, else that of its folder or file less a grid's name."""
     own: Any = checkpoint.config.get("_name_or_path")
     path = checkpoint.source.path.absolute()
+    if path.is_dir() and checkpoint.source.container == "gguf":
+        path = checkpoint.source.files[0]
     if isinstance(own, str) and own.strip("./") and not own.startswith(("/", ".")):
         return own.rstrip("/").rsplit("/", 1)[-1]
     if path.is_dir():
-        return path.name
+        return _name_in_manifest(path) or path.name
     return re.sub(r"[.-](I?Q\d\w*|MXFP4|B?F(16|32))(-00001-of-\d{5})?$", "", path.stem, flags=re.IGNORECASE)
+
+
+def _name_in_manifest(folder: Path) -> str | None:
+    """The model's name in an artifact of ours, whose folder is only called after its container."""
+    try:
+        found = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    name = found.get("name") if isinstance(found, dict) else None
+    return name if isinstance(name, str) and folder.name in containers() else None

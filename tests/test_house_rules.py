@@ -25,7 +25,8 @@ LEVELS = [
     {"transforms", "prune", "distill"},
     {"exporters"},
     {"verify"},
-    {"recipe", "plan", "pipeline", "dry_run", "summary", "inspection"},
+    {"sessions"},
+    {"recipe", "recipe_file", "plan", "pipeline", "dry_run", "summary", "inspection"},
     {"cli"},
 ]
 HEAVY = {
@@ -51,6 +52,9 @@ RUNTIMES = {
     "verify.runners.transformers_packed": {"torch", "transformers", "compressed_tensors"},
     "verify.runners.llama_cpp": {"llama_cpp"},
     "verify.runners.onnx_runtime": {"onnxruntime"},
+    "sessions.gguf": {"llama_cpp"},
+    "sessions.onnx": {"onnxruntime"},
+    "sessions.safetensors": {"torch"},
     "verify.stages": {"torch"},  # one dtype, named within a function
 }
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -124,6 +128,7 @@ def test_help_is_light():
         "loaders",
         "exporters",
         "quantize.solvers",
+        "sessions",
         "transforms",
         "verify.metrics",
         "verify.reports",

@@ -52,7 +52,9 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point.  Exit codes: 0 done, 1 could not do it, 2 usage, 130 interrupted."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup: going on is what was asked for
+            signal.signal(number, _terminate)
     try:
         code: Any = cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -74,5 +76,5 @@ def main() -> None:
 
 
 def _terminate(number: int, frame: Any) -> None:
-    """A polite kill cleans up as Ctrl-C does."""
+    """A polite kill or a closed terminal cleans up as Ctrl-C does."""
     raise KeyboardInterrupt

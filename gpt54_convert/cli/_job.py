@@ -23,12 +23,17 @@ def do(
     report: TerminalReport,
     passes: tuple[Any, ...] = (),
 ) -> None:
-    """Run or plan one recipe; `passes` come before its step."""
+    """Run or plan a recipe of one step on one model; `passes` come before it."""
     from gpt54_convert.recipe import Recipe
 
     recipe = Recipe(resolve_model(model), step, export, passes)
     if model is None:
         report.note(f"no MODEL given: using the embedded model {recipe.source.name}")
+    do_recipe(recipe, dry_run, as_json, report)
+
+
+def do_recipe(recipe: Any, dry_run: bool, as_json: bool, report: TerminalReport) -> None:
+    """Run or plan one recipe."""
     if dry_run:
         _plan(recipe, as_json, report)
         return

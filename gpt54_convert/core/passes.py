@@ -19,11 +19,13 @@ class Context:
 
     report: who is told of progress.  workspace: a folder for what does not fit into memory; tensors of the
     checkpoint that a pass returns may read from it until the job ends.  threads: 0 is one per core.
+    source: the checkpoint that the job began with: the teacher of whatever was made of it.
     """
 
     report: Report
     workspace: Path
     threads: int = 0
+    source: Checkpoint | None = None
 
 
 class Pass(Protocol):

@@ -58,8 +58,8 @@ def workspace(output: Path, fingerprint: str) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_free(output: Path, names: Sequence[str], overwrite: bool) -> None:
-    """Raise OutputError if a subfolder is in the way of what will be published."""
+def check_free(output: Path, names: Sequence[str], overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+    """Raise OutputError if a subfolder is in the way of what will be published, or holds one of `inputs`."""
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file; -o names the folder that artifacts are written to")
     for name in names:
@@ -72,6 +72,11 @@ def check_free(output: Path, names: Sequence[str], overwrite: bool) -> None:
             raise OutputError(
                 f"{target} was not written by gpt54-convert (no {MANIFEST} of ours in it), so --overwrite "
                 "leaves it alone; move it away or name another folder with -o"
+            )
+        if any(path.resolve().is_relative_to(target.resolve()) for path in inputs):
+            raise OutputError(
+                f"{target} is the model being read, so --overwrite leaves it alone; name "
+                "another folder with -o"
             )
 
 

@@ -46,6 +46,7 @@ def write(
     source: Mapping[str, Any],
     recipe: Mapping[str, Any],
     container: str,
+    name: str,
     tensors: Sequence[Mapping[str, Any]],
     totals: Mapping[str, Any],
 ) -> Path:
@@ -58,6 +59,7 @@ def write(
             "python": platform.python_version(),
             **{name: version(name) for name in ("numpy", "numba", "gguf", "safetensors")},
         },
+        "name": name,
         "container": container,
         "source": source,
         "recipe": recipe,

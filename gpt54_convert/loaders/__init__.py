@@ -16,6 +16,8 @@ from gpt54_convert.errors import InputError
 
 __all__ = ["load", "loaders"]
 
+_HUB = "; to use a model of a hub, download it first and name its folder"
+
 
 def loaders() -> list[ModuleType]:
     """All loaders, in the order in which they are asked."""
@@ -35,8 +37,20 @@ def load(path: str | Path) -> Checkpoint:
         if loader.matches(path):
             checkpoint: Checkpoint = loader.load(path)
             return checkpoint
+    inside = _inside(path)
+    if inside:
+        raise InputError(f"{path}: is a folder of models, no model; name one of {', '.join(inside)}")
     looked_for = "; ".join(loader.DESCRIPTION for loader in loaders())
     raise InputError(f"{path}: is no checkpoint of a known kind; looked for {looked_for}")
+
+
+def _inside(folder: Path) -> list[str]:
+    """Subfolders that are models themselves, as in the output of an earlier run."""
+    try:
+        folders = sorted(entry for entry in folder.iterdir() if entry.is_dir())[:50]
+        return [str(each) for each in folders if any(loader.matches(each) for loader in loaders())][:5]
+    except OSError:
+        return []
 
 
 def _near(path: Path) -> str:
@@ -44,8 +58,12 @@ def _near(path: Path) -> str:
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
-        return f", and neither does the folder {path.parent}" if not path.parent.exists() else ""
+        if path.parent.exists():
+            return ""
+        if not path.is_absolute() and len(path.parts) == 2:  # looks like the name of a hub's repository
+            return _HUB
+        return f", and neither does the folder {path.parent}"
     close = difflib.get_close_matches(path.name, names, 3, 0.6)
     if close:
         return f"; did you mean {' or '.join(str(path.parent / name) for name in close)}?"
-    return "; to use a model of a hub, download it first and name its folder"
+    return _HUB

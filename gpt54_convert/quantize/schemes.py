@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from gpt54_convert.errors import UsageError
@@ -210,8 +211,13 @@ def scheme(name: str) -> Scheme:
         pure = grid(key)
     except UsageError:
         raise UsageError(
-            f"unknown scheme {name!r}: use one of {', '.join(SCHEMES)}, or the name of a grid "
+            f"unknown scheme {name!r}{_near(key)}: use one of {', '.join(SCHEMES)}, or the name of a grid "
             "(`gpt54-convert list grids`)"
         ) from None
     containers = ("gguf",) if pure.name in GRIDS and pure.kind != FLOAT else _INT
     return Scheme(pure.name, f"every matrix in {pure.name}", pure.name, (), containers, SUPER_FALLBACK)
+
+
+def _near(name: str) -> str:
+    close = get_close_matches(name, (*SCHEMES, *GRIDS), 1, 0.7)
+    return f" (did you mean {close[0]}?)" if close else ""

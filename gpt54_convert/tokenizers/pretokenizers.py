@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gpt54_convert.errors import InputError, UnsupportedError
+from gpt54_convert.errors import InputError, UnsupportedError, UsageError
 from gpt54_convert.tokenizers.pre_names import KNOWN_NAMES, ROWS, Row, Step
 
 
@@ -85,7 +85,7 @@ def check_name(name: str) -> str:
         return name
     close = difflib.get_close_matches(name, sorted(KNOWN_NAMES), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}" if close else f"known are {', '.join(sorted(KNOWN_NAMES))}"
-    raise UnsupportedError(f"--pre {name} is no pre-tokenizer that llama.cpp knows; {hint}")
+    raise UsageError(f"--pre {name} is no pre-tokenizer that llama.cpp knows; {hint}")
 
 
 def row_named(name: str) -> Row:

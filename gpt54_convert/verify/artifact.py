@@ -94,6 +94,12 @@ def _manifest(folder: Path) -> Mapping[str, Any]:
     return content if ours else {}
 
 
+def size_bytes(subject: Subject) -> int:
+    """Bytes of the artifact's files."""
+    files = subject.folder.rglob("*") if subject.path.is_dir() else [subject.path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def check_files(subject: Subject) -> list[Check]:
     """Every file as the manifest recorded it: size first, then its hash."""
     checks = []

@@ -10,7 +10,7 @@ from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import InputError, MeasureError, UsageError
 from gpt54_convert.verify import gates, outputs, static, tensors, tokenizer
-from gpt54_convert.verify.artifact import Subject, body_bits, check_files, load_tensors, locate
+from gpt54_convert.verify.artifact import Subject, body_bits, check_files, load_tensors, locate, size_bytes
 from gpt54_convert.verify.options import VerifyOptions
 from gpt54_convert.verify.verdict import FAIL, UNKNOWN, Check, Verdict
 
@@ -25,7 +25,7 @@ def verify(path: Path, against: Path | None, options: VerifyOptions, report: Rep
         "artifact": str(path),
         "against": str(source_path),
         "container": subject.container,
-        "size_bytes": _size(subject),
+        "size_bytes": size_bytes(subject),
     }
     if any(check.outcome == FAIL for check in checks):
         return Verdict(about, checks)  # nothing measured on damaged files would mean anything
@@ -80,8 +80,3 @@ def _source_path(subject: Subject, against: Path | None) -> Path:
             "--against"
         )
     return subject.source
-
-
-def _size(subject: Subject) -> int:
-    files = subject.folder.rglob("*") if subject.path.is_dir() else [subject.path]
-    return sum(file.stat().st_size for file in files if file.is_file())

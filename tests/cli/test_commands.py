@@ -98,7 +98,9 @@ def test_existing_output_is_refused_then_replaced(llama, tmp_path):
         (("quantize", "nowhere"), 1, "does not exist"),
         (("quantize", "--bits", "7"), 2, "Invalid value"),
         (("quantize", "--bits", "4", "--scheme", "int4"), 2, "--bits and --scheme"),
-        (("quantize", "--scheme", "q4_k_xl"), 2, "unknown scheme"),
+        (("quantize", "--scheme", "q4_k_xl"), 2, "did you mean q4_k"),
+        (("quantize", "--scheme", "best"), 2, "unknown scheme"),
+        (("quantize", "--pre", "gpt-3"), 2, "did you mean gpt-2"),
         (("quantize", "--method", "magic"), 2, "unknown method"),
         (("quantize", "--to", "onyx"), 2, "unknown container"),
         (("quantize", "--keep", "head"), 2, "ROLE=GRID"),
@@ -168,13 +170,24 @@ def test_quantized_artifacts_can_be_inspected_and_converted_back(llama, tmp_path
             assert np.array_equal(first[name], again[name]), name
 
 
+def test_an_artifact_keeps_the_models_name_and_is_not_replaced_while_it_is_read(llama, tmp_path):
+    run("quantize", llama, "--bits", 8, "--name", "Mine", "-o", tmp_path / "q", "-q", check=0)
+    for container in ("gguf", "safetensors"):
+        source = tmp_path / "q" / container
+        run("convert", source, "--to", "gguf", "-o", tmp_path / container, "-q", check=0)
+        made = next((tmp_path / container / "gguf").glob("*.gguf"))
+        assert made.name.startswith("Mine-")
+        words = ("convert", source, "--to", container, "-o", tmp_path / "q", "--overwrite")
+        assert "is the model being read" in one_sentence(run(*words, check=1).stderr)
+
+
 @pytest.mark.parametrize("what", ["architectures", "grids", "schemes", "methods", "formats"])
 def test_lists(what):
     found = json.loads(run("list", what, "--json", check=0).stdout)
     assert len(found[what]) >= 2
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_runs_leave_nothing(sent, tmp_path):
     """Large enough that the signal arrives while tensors are being written."""
     _, folder = tiny.make("llama", tmp_path / "model", hidden_size=1024, intermediate_size=8192)

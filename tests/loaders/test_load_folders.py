@@ -109,12 +109,19 @@ def test_an_undescribed_architecture_loads_by_names(folder: Path) -> None:
     assert set(checkpoint.tensors) == set(load_file(folder / "model.safetensors"))
 
 
+def test_a_folder_of_models_names_them(folder: Path, tmp_path: Path) -> None:
+    folder.rename(tmp_path / "one")
+    with pytest.raises(InputError, match=r"folder of models.*one"):
+        load(tmp_path)
+
+
 def test_nothing_there_suggests_what_is(tmp_path: Path) -> None:
     (tmp_path / "my-model").mkdir()
     with pytest.raises(InputError, match=r"did you mean .*my-model"):
         load(tmp_path / "my-modle")
-    with pytest.raises(InputError, match="download it first"):
-        load(tmp_path / "meta-llama")
+    for path in (tmp_path / "meta-llama", "meta-llama/Llama-3"):
+        with pytest.raises(InputError, match="download it first"):
+            load(path)
     with pytest.raises(
         InputError, match=r"is no checkpoint of a known kind; looked for .*safetensors.*pytorch_model"
     ):

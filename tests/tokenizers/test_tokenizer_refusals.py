@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny_tokenizers
 
-from gpt54_convert.errors import ConvertError, InputError, UnsupportedError
+from gpt54_convert.errors import ConvertError, InputError, UnsupportedError, UsageError
 from gpt54_convert.tokenizers import from_gguf, to_gguf
 from gpt54_convert.tokenizers.keys import FRAME_KEY
 from gpt54_convert.tokenizers.merges import merges_from_scores, same_by_scores, scores_from_merges
@@ -166,7 +166,7 @@ def test_an_unknown_regex_is_told(tmp_path: Path) -> None:
     assert "[0-7]+|." in one_sentence(caught.value)
     assert "--pre NAME" in str(caught.value)
     assert convert(tokenizer, size, pre="falcon")["tokenizer.ggml.pre"] == "falcon"
-    with pytest.raises(UnsupportedError, match="did you mean qwen2 or"):
+    with pytest.raises(UsageError, match="did you mean qwen2 or"):
         convert(tokenizer, size, pre="qwen-2")
 
 

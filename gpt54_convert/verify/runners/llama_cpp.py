@@ -68,7 +68,7 @@ class LlamaCpp:
         params.n_ctx = params.n_batch = params.n_ubatch = max(64, context)
         params.n_threads = params.n_threads_batch = threads or len(os.sched_getaffinity(0))
         params.pooling_type = _NO_POOLING
-        self._embeds = not self._decodes or _is_encoder(self._model)
+        self._embeds = not self._decodes or is_encoder(self._model)
         params.embeddings = self._embeds
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
@@ -124,7 +124,7 @@ class LlamaCpp:
         llama_cpp.llama_model_free(self._model)
 
 
-def _is_encoder(model: Any) -> bool:
+def is_encoder(model: Any) -> bool:
     """Encoder-only models say `attention.causal = false`."""
     key = ctypes.create_string_buffer(128)
     llama_cpp.llama_model_meta_val_str(model, b"general.architecture", key, 128)
@@ -134,10 +134,10 @@ def _is_encoder(model: Any) -> bool:
 
 
 class Vocabulary:
-    """A GGUF file's tokenizer, as llama.cpp runs it."""
+    """A GGUF file's tokenizer, as llama.cpp runs it; `model`: the file as already loaded."""
 
-    def __init__(self, path: Path) -> None:
-        self._model = load_model(path, vocab_only=True)
+    def __init__(self, path: Path, model: Any = None) -> None:
+        self._model = model or load_model(path, vocab_only=True)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         found = llama_cpp.llama_model_chat_template(self._model, None)
         self.is_wordpiece = llama_cpp.llama_vocab_type(self._vocab) == llama_cpp.LLAMA_VOCAB_TYPE_WPM

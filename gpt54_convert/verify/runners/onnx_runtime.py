@@ -71,7 +71,7 @@ class OnnxRunner:
         names = ["model"]
         if kind == "encoder-decoder":
             names = ["encoder_model", "decoder_model", "decoder_with_past_model"]
-        self._graphs = [Graph(_find(folder, name), threads) for name in names]
+        self._graphs = [Graph(find(folder, name), threads) for name in names]
         self._answer = {"decoder": _decode, "encoder": _encode, "encoder-decoder": _translate}[kind]
 
     def logits(self, batch: Batch) -> Floats:
@@ -87,7 +87,7 @@ class OnnxRunner:
         self._graphs.clear()
 
 
-def _find(folder: Path, stem: str) -> Path:
+def find(folder: Path, stem: str) -> Path:
     """`stem.onnx` in the folder, or in the `onnx/` of transformers.js, there perhaps with a suffix."""
     places = [folder / f"{stem}.onnx", folder / "onnx" / f"{stem}.onnx"]
     places += sorted((folder / "onnx").glob(f"{stem}_q*.onnx"))
@@ -97,7 +97,7 @@ def _find(folder: Path, stem: str) -> Path:
     raise InputError(f"{folder}: has no {stem}.onnx")
 
 
-def _past(outputs: Arrays) -> dict[str, NDArray[Any]]:
+def past_of(outputs: Arrays) -> dict[str, NDArray[Any]]:
     return {
         name.replace("present", "past_key_values", 1): array
         for name, array in outputs.items()
@@ -125,7 +125,7 @@ def _decode(graphs: list[Graph], batch: Batch) -> NDArray[Any]:
                 **past,
             }
         )
-        past = _past(outputs)
+        past = past_of(outputs)
         parts.append(outputs["logits"])
     return _rolled(np.concatenate(parts, axis=1), [-shift for shift in shifts])
 
@@ -156,7 +156,7 @@ def _translate(graphs: list[Graph], batch: Batch) -> NDArray[Any]:
     first = decoder.run({**feed, "input_ids": batch.tokens[:, :half]})
     if half == batch.tokens.shape[1]:
         return first["logits"]
-    second = with_past.run({**feed, **_past(first), "input_ids": batch.tokens[:, half:]})
+    second = with_past.run({**feed, **past_of(first), "input_ids": batch.tokens[:, half:]})
     return np.concatenate([first["logits"], second["logits"]], axis=1)
 
 
