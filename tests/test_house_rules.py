@@ -46,6 +46,7 @@ HEAVY = {
 RUNTIMES = {
     "exporters._onnx_bind": {"onnx_ir"},
     "exporters._onnx_calls": {"torch", "transformers"},
+    "exporters._onnx_fuse": {"onnx_ir", "onnxscript"},
     "exporters._onnx_check": {"onnx"},
     "exporters._onnx_graph": {"onnx_ir"},
     "exporters._onnx_trace": {"torch", "onnx_ir", "onnxscript"},
