@@ -78,9 +78,7 @@ def feed(weight: Floats, factor: Floats, group: Index, grid: Scaled, codes: Byte
 
 
 @kernel
-def descend(
-    slope: Floats, moment: Floats, group: Index, grid: Scaled, codes: Bytes, changes: Floats
-) -> None:
+def descend(slope: Floats, moment: Floats, group: Index, grid: Scaled, codes: Bytes, changes: Floats) -> None:
     """Set each code to the best one while all others stay, from the first column to the last.
 
     slope [rows, n]: the error (rounded - wanted) times the whole moment, in these columns; kept up to date.
