@@ -16,11 +16,11 @@ import onnx_ir as ir
 from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
-from gpt54_convert.exporters import _onnx_bind, _onnx_trace
+from gpt54_convert.exporters import _onnx_bind, _onnx_fuse, _onnx_trace
 from gpt54_convert.exporters._onnx_store import Store
 from gpt54_convert.exporters._onnx_trace import Traced
 
-REWRITES: list[Callable[[Traced, Checkpoint], None]] = []
+REWRITES: list[Callable[[Traced, Checkpoint], None]] = [_onnx_fuse.rewrite]
 PRODUCER = "gpt54-convert"
 
 

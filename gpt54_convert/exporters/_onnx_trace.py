@@ -37,6 +37,7 @@ _CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.fx", "torch.export", "t
 
 _KEPT = 2
 _kept: dict[str, list[Traced]] = {}
+_used: dict[str, set[str]] = {}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,11 @@ class Traced:
 
 def used_tensors(checkpoint: Checkpoint) -> set[str]:
     """The checkpoint's tensors that its graphs will read.  Raises InputError where one is missing."""
-    return set(_sources(torch_model.build(checkpoint), checkpoint).values())
+    key = _key(checkpoint, "")
+    if key not in _used:
+        _used.clear()
+        _used[key] = set(_sources(torch_model.build(checkpoint), checkpoint).values())
+    return _used[key]
 
 
 def trace(checkpoint: Checkpoint, dtype: str) -> list[Traced]:

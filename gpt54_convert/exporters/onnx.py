@@ -22,7 +22,7 @@ from gpt54_convert.core import views as rewrites
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import InternalError, OutputError, UnsupportedError
-from gpt54_convert.exporters import _hf_folder, _onnx_store
+from gpt54_convert.exporters import _genai_config, _hf_folder, _onnx_store
 from gpt54_convert.exporters._sink import SinkOptions
 from gpt54_convert.formats.safetensors import Writer
 from gpt54_convert.packing import onnx as packing
@@ -124,6 +124,9 @@ class OnnxSink:
         self._graphs = _onnx_graph.files(checkpoint, self._views, self._store, self._dtype)
         plain = [replace(view, grid=None, read_codes=None) for view in stored]
         self._side = _hf_folder.side_files(checkpoint, plain)
+        genai = _genai_config.content(checkpoint)
+        if genai is not None:
+            self._side[_genai_config.FILE] = _hf_folder.to_json(genai)
         self._writers: dict[str, Writer] = {}
         self._lock = threading.Lock()
         self.notes: list[str] = []
