@@ -1,4 +1,4 @@
-"""The HTML report in a real headless browser: it renders, asks nobody for anything, and nothing is cut off."""
+"""The HTML report in a real headless browser: it renders, asks nobody for anything, nothing is cut off."""
 
 import json
 import re
