@@ -25,7 +25,7 @@ ANCHORS = ("rtn", "baseline")
 # of 7 B and 8 B models (llama.cpp's quantize README); K-quants of 4 bits stand apart.
 _LOGITS = (
     (31.0, 1e-6, 0.998),
-    (15.0, 1e-4, 0.995),
+    (15.0, 1e-4, 0.99),
     (7.9, 2e-3, 0.975),
     (6.2, 8e-3, 0.955),
     (5.2, 2e-2, 0.94),
