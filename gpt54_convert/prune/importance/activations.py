@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.passes import Context
-from gpt54_convert.prune.energies import energies
+from gpt54_convert.prune.energies import profiles
 from gpt54_convert.prune.evidence import Evidence, described, needed
 from gpt54_convert.prune.needs import measuring
 from gpt54_convert.prune.options import Calibration
@@ -27,5 +27,5 @@ def evidence(
     assert checkpoint.architecture is not None
     inputs, residual = measuring("observe").flows(checkpoint, context, calibration)
     names = needed(archs.by_name(checkpoint.architecture), described(checkpoint), spaces)
-    found = energies(checkpoint.tensors, [name for name in names if name in inputs], context.report)
-    return Evidence(inputs, residual, {name: columns[1] for name, columns in found.items()})
+    found = profiles(checkpoint.tensors, [name for name in names if name in inputs], context.report)
+    return Evidence(inputs, residual, {name: each.sums[1] for name, each in found.items()})
