@@ -127,6 +127,8 @@ def _budget_search(recipe: Recipe, report: Report) -> Search | None:
 def _plan_one(
     name: str, recipe: Recipe, checkpoint: Checkpoint, views: _Views, search: Search | None, report: Report
 ) -> ContainerPlan:
+    wanted = recipe.step.schemes if search is None else ()
+    chosen = _scheme_for(name, wanted) if wanted else None  # before libraries are imported in vain
     refuses = partial(exporter(name).refuses, checkpoint=checkpoint)
     left_out = set(exporter(name).leaves_out(checkpoint))
     checkpoint = checkpoint.with_tensors({k: t for k, t in checkpoint.tensors.items() if k not in left_out})
@@ -140,10 +142,9 @@ def _plan_one(
         choice = search.choose(Offer(name, checkpoint, refuses, size_bytes))
         found, notes = _laid_out(name, recipe, checkpoint, views, choice.assignments, choice.label)
         found = replace(found, losses=choice.losses, budget=choice.facts)
-    elif not recipe.step.schemes:
+    elif chosen is None:
         found, notes = _laid_out(name, recipe, checkpoint, views, _as_source(checkpoint, name), "keep")
     else:
-        chosen = _scheme_for(name, recipe.step.schemes)
         keep = parse_keep(recipe.step.keep) if isinstance(recipe.step, Quantize) else {}
         assignments = assign(checkpoint, chosen, keep, refuses)
         _check_use(name, chosen, assignments)
