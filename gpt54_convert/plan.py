@@ -125,6 +125,7 @@ def _plan_one(
         label=label,
         pre=recipe.export.pre,
         shard_bytes=parse_size(recipe.export.shard_size) if recipe.export.shard_size else None,
+        layout=recipe.export.layout,
         activations=activations,
     )
     placed = checkpoint.with_tensors({key: tensor for key, (tensor, _) in made.items()})
