@@ -171,6 +171,7 @@ def _laid_out(
         pre=recipe.export.pre,
         shard_bytes=parse_size(recipe.export.shard_size) if recipe.export.shard_size else None,
         activations=_activations(label),
+        layout=recipe.export.layout,
     )
     placed = checkpoint.with_tensors({key: tensor for key, (tensor, _) in made.items()})
     sink = exporter(name).open_sink(placed, Path(), options)
