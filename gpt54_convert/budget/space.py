@@ -60,11 +60,16 @@ class Offer:
 class Space:
     """The tensors of a model that are free to take one of several grids in a container, the others fixed.
 
+    together: what other containers refuse that shall have the same codes; where a tensor has grids that all
+        of them hold, it takes one of these.  pinned: grids that another container's plan has chosen already.
     Raises UnsupportedError where no tensor is free.
     """
 
-    def __init__(self, offer: Offer, keep: Grids) -> None:
+    def __init__(
+        self, offer: Offer, keep: Grids, together: Sequence[Refusal] = (), pinned: Grids | None = None
+    ) -> None:
         self.offer, self.keep = offer, keep
+        self._together, self._pinned = together, pinned or {}
         self._base = assign(offer.checkpoint, scheme(_BASE), keep, offer.refuses)
         found = {
             name: self._candidates(offer.checkpoint.tensors[name], here)
@@ -141,11 +146,16 @@ class Space:
     def _candidates(self, tensor: LazyTensor, here: Assignment) -> tuple[Grid, ...]:
         half = "bfloat16" if tensor.dtype == "bfloat16" and tensor.grid is None else "float16"
         every = (grid(half if name == "float16" else name) for name in CANDIDATES)
-        return tuple(
-            each
-            for each in every
-            if each.fits(tensor.columns) and self.offer.refuses(here.role, tensor, each) is None
-        )
+
+        def held(each: Grid, refuses: Refusal) -> bool:
+            return each.fits(tensor.columns) and refuses(here.role, tensor, each) is None
+
+        own = tuple(each for each in every if held(each, self.offer.refuses))
+        pinned = self._pinned.get(tensor.name)
+        if pinned in own:
+            return (pinned,)
+        shared = tuple(each for each in own if all(held(each, refuses) for refuses in self._together))
+        return shared if any(each.kind != FLOAT for each in shared) else own
 
     def _bytes(self, name: str, each: Grid) -> int:
         tensor = self.offer.checkpoint.tensors[name]
