@@ -139,7 +139,8 @@ def _plan_one(
 
         others = [other for other in dict.fromkeys(recipe.export.to) if other != name]
         together = [partial(exporter(other).refuses, checkpoint=checkpoint) for other in others]
-        choice = search.choose(Offer(name, checkpoint, refuses, size_bytes), together)
+        fused = [roles for each in (name, *others) for roles in getattr(exporter(each), "FUSED", ())]
+        choice = search.choose(Offer(name, checkpoint, refuses, size_bytes, fused), together)
         found, notes = _laid_out(name, recipe, checkpoint, views, choice.assignments, choice.label)
         found = replace(found, losses=choice.losses, budget=choice.facts)
     elif not recipe.step.schemes:

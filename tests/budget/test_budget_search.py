@@ -158,6 +158,16 @@ def test_containers_named_together_share_a_plan(monkeypatch):
     assert all(found.size_bytes <= limit for found in plans.values())
 
 
+def test_what_vllm_fuses_shares_a_grid_in_safetensors():
+    found = planned(tiny.make("llama")[1], to=("safetensors",), target_bpw=10.5)
+    grids = {name: here.grid.name for name, here in found.assignments.items()}
+    assert len({grids[name] for name in found.losses}) > 1
+    for layer in range(2):
+        attention = {grids[f"model.layers.{layer}.self_attn.{part}_proj.weight"] for part in "qkv"}
+        gated = {grids[f"model.layers.{layer}.mlp.{part}_proj.weight"] for part in ("gate", "up")}
+        assert len(attention) == len(gated) == 1
+
+
 def test_keep_is_kept():
     found = planned(tiny.make("llama")[1], target_bpw=14.0, keep=("attn.v=float16",))
     kept = [a for a in found.assignments.values() if a.role == "attn.v"]
