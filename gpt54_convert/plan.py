@@ -139,7 +139,10 @@ def _plan_one(
             # Views of their own: nothing that is only tried shall be solved.
             return _laid_out(name, recipe, checkpoint, _Views("rtn"), assignments, label)[0].size_bytes
 
-        choice = search.choose(Offer(name, checkpoint, refuses, size_bytes))
+        others = [other for other in dict.fromkeys(recipe.export.to) if other != name]
+        together = [partial(exporter(other).refuses, checkpoint=checkpoint) for other in others]
+        fused = [roles for each in (name, *others) for roles in getattr(exporter(each), "FUSED", ())]
+        choice = search.choose(Offer(name, checkpoint, refuses, size_bytes, fused), together)
         found, notes = _laid_out(name, recipe, checkpoint, views, choice.assignments, choice.label)
         found = replace(found, losses=choice.losses, budget=choice.facts)
     elif chosen is None:

@@ -33,6 +33,8 @@ from gpt54_convert.quantize.qtensor import QTensor
 NAME = "safetensors"
 DESCRIPTION = "a Hugging Face folder; integer grids as compressed-tensors"
 SHARD_BYTES = 5_000_000_000  # as transformers cuts them
+# vLLM makes one matrix of these and refuses parts on different grids.
+FUSED = (("attn.q", "attn.k", "attn.v"), ("ffn.gate", "ffn.up"))
 
 
 def can_hold(target: Grid) -> bool:
