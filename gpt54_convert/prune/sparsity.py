@@ -20,7 +20,7 @@ from gpt54_convert.core.passes import Context
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import UsageError
 from gpt54_convert.prune.evidence import described
-from gpt54_convert.prune.needs import measuring
+from gpt54_convert.prune.needs import measured, measuring
 from gpt54_convert.prune.options import Calibration
 from gpt54_convert.prune.patterns import Pattern
 
@@ -58,7 +58,7 @@ def sparsify(
     else:
         energy: Mapping[str, Any] = {}
         if way.NEEDS == "energy":
-            energy = measuring("observe").flows(checkpoint, context, calibration)[0]
+            energy = measured("flows", checkpoint, context, calibration)
         made = {name: _masked(checkpoint.tensors[name], way, energy.get(name), pattern) for name in names}
     return checkpoint.with_tensors({**checkpoint.tensors, **made})
 

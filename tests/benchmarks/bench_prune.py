@@ -1,4 +1,4 @@
-"""What each way of pruning costs SmolLM2-135M at equal size: perplexity on a novel that nothing was measured on.
+"""What each way of pruning costs SmolLM2-135M at equal size, in perplexity on held-out text.
 
     python tests/benchmarks/bench_prune.py layers widths sparsity --tokens 2048
 
@@ -76,9 +76,8 @@ def main() -> None:
     arguments = parser.parse_args()
     source = smollm2()
     documents = cut(data.text("heldout"), source, arguments.tokens, 256)
-    print(
-        f"{'whole model':<48} {source.parameter_count:>12,} {perplexity(source, documents, arguments.threads):>12.2f}"
-    )
+    whole = perplexity(source, documents, arguments.threads)
+    print(f"{'whole model':<48} {source.parameter_count:>12,} {whole:>12.2f}", flush=True)
     for case in (case for name in arguments.cases for case in CASES[name]):
         with tempfile.TemporaryDirectory() as folder:
             started = time.monotonic()
