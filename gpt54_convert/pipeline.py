@@ -22,8 +22,9 @@ from gpt54_convert.exporters._sink import Sink
 from gpt54_convert.plan import ContainerPlan, plan
 from gpt54_convert.quantize.qtensor import QTensor
 from gpt54_convert.recipe import Recipe
-from gpt54_convert.verify import quick
+from gpt54_convert.verify import overlap, quick
 from gpt54_convert.verify.artifact import written
+from gpt54_convert.verify.stage import Gate
 from gpt54_convert.verify.verdict import FAIL, Check, Verdict
 
 
@@ -93,7 +94,8 @@ def _verified(
     """A quick look at what was written, against the very checkpoint that was exported."""
     if not recipe.export.verify:
         return None
-    manifest_so_far = {"tensors": tensor_rows(planned), "recipe": recipe.to_dict()}
+    told = {key: value for key, value in recipe.to_dict().items() if key != "passes"}  # they are done
+    manifest_so_far = {"tensors": tensor_rows(planned), "recipe": told}
     try:
         subject = written(planned.container, staging / planned.container, manifest_so_far)
         verdict = quick.check(subject, checkpoint, report)
@@ -180,7 +182,17 @@ def _finish(
         details["budget"] = planned.budget
     verification = quick.summary(verdict)
     name = planned.options.name
+    texts = overlap.record(_fitted(recipe))
+    if texts:
+        details["fitted_to"] = texts
     manifest.write(folder, source, details, planned.container, name, tensors, totals, verification)
+
+
+def _fitted(recipe: Recipe) -> list[Path]:
+    """The user's texts that some step fits weights to; a later `verify` must not judge by them."""
+    steps = [step for step in (*recipe.passes, recipe.step) if not isinstance(step, Gate)]
+    found = [getattr(step, name, None) for step in steps for name in ("calibration", "text")]
+    return list(dict.fromkeys(path for path in found if isinstance(path, Path)))
 
 
 def tensor_rows(planned: ContainerPlan) -> list[dict[str, Any]]:

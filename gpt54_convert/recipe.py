@@ -22,10 +22,16 @@ class Quantize:
         None, "Bits per weight code: each container gets its scheme of that many.", choices=tuple(BITS)
     )
     scheme: str | None = option(
-        None, "A named mix of grids, or a grid for every matrix (`list schemes`).", metavar="NAME"
+        None,
+        "A named mix of grids, or a grid for every matrix (`list schemes`).",
+        metavar="NAME",
+        listed="schemes",
     )
     method: str = option(
-        "search", "How codes are chosen: rtn (rounding) or search (best scales).", metavar="NAME"
+        "search",
+        "How codes are chosen: rtn (rounding) or search (best scales).",
+        metavar="NAME",
+        listed="methods",
     )
     target_bpw: float | None = option(
         None,
@@ -36,7 +42,7 @@ class Quantize:
     target_size: str | None = option(None, "The same, at files of this size: 350MB, 1.2GiB.", metavar="SIZE")
     max_kl: float | None = option(
         None,
-        "Mix grids for the smallest files whose KL stays below this (0.03).",
+        "Mix grids for the smallest files whose KL stays below it (0.03).",
         metavar="NATS",
         number=True,
     )
@@ -100,7 +106,9 @@ class Export:
     output: Path = option(  # noqa: RUF009 - a frozen field's description, not a shared default
         Path("dist"), "Folder for the artifacts, one subfolder a container.", flags=("-o",), metavar="DIR"
     )
-    to: tuple[str, ...] = option((), "Container to write; repeat for several. Default: all that can hold it.")
+    to: tuple[str, ...] = option(
+        (), "Container to write; repeat for several. Default: all that can hold it.", listed="formats"
+    )
     overwrite: bool = option(False, "Replace artifacts that an earlier run wrote.")
     name: str | None = option(None, "Model name in metadata and file names.", metavar="NAME")
     shard_size: str | None = option(

@@ -104,16 +104,20 @@ class Search:
 
     def _rivals(self, space: Space, study: Study, limit: int) -> list[_Candidate]:
         """The uniform schemes of at most `limit` bytes that should lose least, measured."""
-        found = []
-        for name, assignments in space.uniform():
+        known = [
+            (sum(study.sensitivity.loss(key, assignments[key].grid) for key in space.free), name, assignments)
+            for name, assignments in space.uniform()
+        ]
+        found: list[_Candidate] = []
+        for _, name, assignments in sorted(known, key=lambda entry: entry[:2]):
             try:
                 if space.offer.size_bytes(assignments, name) <= limit:
-                    estimate = sum(study.sensitivity.loss(key, assignments[key].grid) for key in space.free)
-                    found.append((estimate, name, assignments))
-            except UnsupportedError:
+                    found.append(_measured(space, study, name, assignments))
+            except UnsupportedError:  # what it cannot hold together
                 continue
-        found.sort(key=lambda entry: entry[:2])
-        return [_measured(space, study, name, assignments) for _, name, assignments in found[:_RIVALS]]
+            if len(found) == _RIVALS:
+                break
+        return found
 
     def _least_size(self, space: Space, study: Study, limit: float) -> Choice:
         wanted, best = limit, None

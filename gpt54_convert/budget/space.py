@@ -23,7 +23,19 @@ LossOf = Callable[[str, Grid], float]
 LABEL = "mix"
 # What a tensor may be stored on; each container takes those it can hold.
 CANDIDATES = (
-    *("q2_k", "q3_k", "int4-channel", "int4-g128", "iq4_xs", "mxfp4", "int4-g64", "q4_k", "iq4_nl"),
+    *(
+        "int2-g32",
+        "int2-g32-asym",
+        "q2_k",
+        "q3_k",
+        "int4-channel",
+        "int4-g128",
+        "iq4_xs",
+        "mxfp4",
+        "int4-g64",
+        "q4_k",
+        "iq4_nl",
+    ),
     *("int4-g32", "int4-g128-asym", "int4-g32-asym", "q4_1", "q5_k", "int5-g32", "q5_1", "q6_k"),
     *("int8-channel", "int8-g128", "int8-g32", "float16"),
 )
@@ -67,7 +79,6 @@ class Space:
             for name, grids in self.free.items()
         ]
         self.smallest_bytes = self.size_bytes(self._extreme(min))
-        self.largest_bytes = self.size_bytes(self._extreme(max))
 
     def size_bytes(self, grids: Grids) -> int:
         """Exact bytes of the files with these grids."""

@@ -253,7 +253,7 @@ def _scale(
     for role, power in powers.items():
         base = found.get("*norm.*", 1.0) if role.startswith("norm") else 1.0
         found[role] = base * ratio**power
-    return {key: float(f"{value:.6g}") for key, value in found.items() if abs(value - 1) > 1e-9}
+    return {key: float(f"{value:.9g}") for key, value in found.items() if abs(value - 1) > 1e-9}
 
 
 def _specials(old: Architecture, shape: Shape, teacher: Checkpoint) -> tuple[Special, ...]:

@@ -9,7 +9,6 @@ puts ONNX Runtime's operators for codes in, and points every initialiser at its 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
@@ -17,39 +16,22 @@ import onnx_ir as ir
 from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
-from gpt54_convert.exporters import _onnx_bind, _onnx_trace
+from gpt54_convert.exporters import _onnx_bind, _onnx_fuse, _onnx_trace
 from gpt54_convert.exporters._onnx_store import Store
 from gpt54_convert.exporters._onnx_trace import Traced
 
-REWRITES: list[Callable[[Traced, Checkpoint], None]] = []
+REWRITES: list[Callable[[Traced, Checkpoint], None]] = [_onnx_fuse.rewrite]
 PRODUCER = "gpt54-convert"
-_made: dict[str, dict[str, bytes]] = {}
 
 
 def files(
     checkpoint: Checkpoint, views: Mapping[str, LazyTensor], store: Store, dtype: str
 ) -> dict[str, bytes]:
-    """File name -> content of every graph.
-
-    Tracing takes seconds for every few layers, and a plan asks for the same graphs that are written later:
-    so the last answer is kept (a few megabytes).
-    """
-    key = _key(checkpoint, views, store, dtype)
-    if key not in _made:
-        made = {
-            f"{traced.stem}.onnx": _file(traced, checkpoint, views, store)
-            for traced in _onnx_trace.trace(checkpoint, dtype)
-        }
-        _made.clear()
-        _made[key] = made
-    return _made[key]
-
-
-def _key(checkpoint: Checkpoint, views: Mapping[str, LazyTensor], store: Store, dtype: str) -> str:
-    """Everything that the graphs' bytes depend on."""
-    tensors = [(v.name, v.shape, v.dtype, v.grid) for v in views.values()]
-    places = [(file, dict(layout.offsets)) for file, layout in store.layouts.items()]
-    return json.dumps([dict(checkpoint.config), checkpoint.architecture, dtype, tensors, places], default=str)
+    """File name -> content of every graph."""
+    return {
+        f"{traced.stem}.onnx": _file(traced, checkpoint, views, store)
+        for traced in _onnx_trace.trace(checkpoint, dtype)
+    }
 
 
 def _file(traced: Traced, checkpoint: Checkpoint, views: Mapping[str, LazyTensor], store: Store) -> bytes:

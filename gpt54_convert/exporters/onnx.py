@@ -22,7 +22,7 @@ from gpt54_convert.core import views as rewrites
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import InternalError, OutputError, UnsupportedError
-from gpt54_convert.exporters import _hf_folder, _onnx_store
+from gpt54_convert.exporters import _genai_config, _hf_folder, _onnx_store
 from gpt54_convert.exporters._sink import SinkOptions
 from gpt54_convert.formats.safetensors import Writer
 from gpt54_convert.packing import onnx as packing
@@ -32,6 +32,9 @@ from gpt54_convert.quantize.qtensor import QTensor
 NAME = "onnx"
 DESCRIPTION = "ONNX graphs for ONNX Runtime, in optimum's layout; integer grids as MatMulNBits"
 LIBRARIES = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
+# Files of weights up to this size are checked on logits before they are published; of larger ones the
+# graphs are checked alone, and `verify` runs them.
+CHECK_BYTES = 128_000_000
 INSTALL = "pip install 'gpt54-convert[onnx]'"
 
 
@@ -121,6 +124,9 @@ class OnnxSink:
         self._graphs = _onnx_graph.files(checkpoint, self._views, self._store, self._dtype)
         plain = [replace(view, grid=None, read_codes=None) for view in stored]
         self._side = _hf_folder.side_files(checkpoint, plain)
+        genai = _genai_config.content(checkpoint)
+        if genai is not None:
+            self._side[_genai_config.FILE] = _hf_folder.to_json(genai)
         self._writers: dict[str, Writer] = {}
         self._lock = threading.Lock()
         self.notes: list[str] = []
@@ -144,7 +150,10 @@ class OnnxSink:
             self._writer(part.file).put(f"{name}/{kind}", start, content[kind])
 
     def close(self) -> list[Path]:
-        """Finish all files; returns the weights' files first, largest first."""
+        """Finish all files and check the graphs; returns the weights' files first, largest first.
+
+        Raises OutputError where a graph does not give torch's logits: nothing may be published then.
+        """
         for file in self._store.layouts:
             self._writer(file)
         for writer in self._writers.values():
@@ -152,8 +161,19 @@ class OnnxSink:
         small = {**self._graphs, **self._side}
         for name, content in small.items():
             _write_file(self._folder / name, content)
+        self._check()
         weights = sorted(self._store.layouts, key=lambda file: (-self._store.layouts[file].size_bytes, file))
         return [self._folder / name for name in (*weights, *small)]
+
+    def _check(self) -> None:
+        from gpt54_convert.exporters import _onnx_check
+
+        if self._store.size_bytes > CHECK_BYTES:
+            _onnx_check.check_structure(self._folder, self._graphs)
+            return
+        stored = self._checkpoint.with_tensors(self._views)
+        half = self._dtype == "float16"
+        _onnx_check.check_logits(self._folder, self._graphs, stored, self._store.parts, half)
 
     def _writer(self, file: str) -> Writer:
         with self._lock:

@@ -17,7 +17,7 @@ import numpy as np
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.forward.batch import Document
 from gpt54_convert.verify import documents as docs
-from gpt54_convert.verify import gates, stages
+from gpt54_convert.verify import gates, metrics, stages
 from gpt54_convert.verify.options import VerifyOptions
 from gpt54_convert.verify.runner import Runner
 from gpt54_convert.verify.tally import Measured, Tally
@@ -52,12 +52,12 @@ class Bench:
 class Judge:
     """Judges gates; whatever needs another run is measured when a gate first needs it.
 
-    about: what was found on the way, for the report.
+    about: what was found on the way, for the report.  measured: figures of other runs, by their name.
     """
 
     def __init__(self, bench: Bench, kind: str, figures: Figures, floor: Mapping[str, float]) -> None:
         self._bench, self._kind, self._figures, self._floor = bench, kind, figures, floor
-        self._measured: dict[str, Figures] = {}
+        self.measured: dict[str, Figures] = {}
         self.about: dict[str, Any] = {}
 
     def __call__(self, gate: gates.Gate) -> Check:
@@ -135,12 +135,29 @@ class Judge:
         return self._bench.compare(first, second, self._kind, tokens)
 
     def _once(self, name: str, measure: Any) -> Figures:
-        if name not in self._measured:
-            self._measured[name] = measure()
-        return self._measured[name]
+        if name not in self.measured:
+            self.measured[name] = measure()
+        return self.measured[name]
 
     def _baseline(self) -> Figures:
         path = self._bench.options.baseline
         earlier = gates.read_baseline(path) if path else {}
         count = len(next(iter(self._figures.values())).samples)
         return {name: Measured(name, value, np.full(count, value)) for name, value in earlier.items()}
+
+
+def size_and_quality(about: Mapping[str, Any], figures: Figures, judge: Judge) -> dict[str, Any]:
+    """For the plot of size against quality: points (bits per weight, error), and the default gates."""
+    figure = next((name for name in _ERRORS if name in figures), None)
+    bits = about.get("bits_per_weight")
+    if figure is None or bits is None:
+        return {}
+    points = [{"name": "this artifact", "bits_per_weight": bits, "error": figures[figure].value}]
+    for name, found in judge.measured.items():
+        if name in gates.ANCHORS and figure in found:
+            told = {"rtn": "plain rounding (torch)", "baseline": "baseline"}[name]
+            size = found.get("bits_per_weight")
+            at = bits if size is None else size.value
+            points.append({"name": told, "bits_per_weight": at, "error": found[figure].value})
+    limits = gates.table(metrics.HIDDEN if figure == "hidden_nmse" else metrics.LOGITS)
+    return {"size_quality": {"figure": figure, "points": points, "gates": limits}}

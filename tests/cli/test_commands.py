@@ -173,6 +173,28 @@ def test_quantized_artifacts_can_be_inspected_and_converted_back(llama, tmp_path
             assert np.array_equal(first[name], again[name]), name
 
 
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("qu", {"quantize"}),
+        ("quantize --sch", {"--scheme"}),
+        ("quantize --scheme q4", {"q4_k_m", "q4_k_s"}),
+        ("quantize --to gg", {"gguf"}),
+        ("quantize --method se", {"search"}),
+        ("quantize --bits ", {"2", "3", "4", "5", "6", "8"}),
+    ],
+)
+def test_shell_completion(typed, completed):
+    """What click's script asks for at each Tab, through the entry point that pip installs."""
+    code = "import sys; sys.argv[0] = 'gpt54-convert'; from gpt54_convert.cli import main; main()"
+    env = {"COMP_WORDS": f"gpt54-convert {typed}", "COMP_CWORD": str(typed.count(" ") + 1)}
+    env["_GPT54_CONVERT_COMPLETE"] = "bash_complete"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env={**os.environ, **env}
+    )
+    assert {line.removeprefix("plain,") for line in done.stdout.splitlines()} == completed
+
+
 def test_an_artifact_keeps_the_models_name_and_is_not_replaced_while_it_is_read(llama, tmp_path):
     run("quantize", llama, "--bits", 8, "--name", "Mine", "-o", tmp_path / "q", "-q", check=0)
     for container in ("gguf", "safetensors"):
