@@ -90,8 +90,10 @@ def _solved(
 ) -> dict[str, LazyTensor]:
     """Tensors solved one after another into files of the workspace; those that are there already stay."""
     context.workspace.mkdir(parents=True, exist_ok=True)
+    told = f"{way.__name__} {pattern.text} {calibration}"
     files = {
-        name: context.workspace / f"sparse-{hashlib.sha256(name.encode()).hexdigest()[:24]}" for name in names
+        name: context.workspace / f"sparse-{hashlib.sha256(f'{name} {told}'.encode()).hexdigest()[:24]}"
+        for name in names
     }
     missing = [name for name in names if not files[name].exists()]
     if missing:
