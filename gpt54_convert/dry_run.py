@@ -48,6 +48,7 @@ def _artifact(planned: ContainerPlan) -> dict[str, Any]:
         "scheme": planned.label,
         "totals": totals_of(planned),
         "tensors": rows,
+        **({"budget": planned.budget} if planned.budget else {}),
     }
 
 

@@ -21,10 +21,13 @@ def command(model: Path | None, as_json: bool, quiet: bool, verbose: bool) -> No
     """
     from gpt54_convert import inspection, loaders
 
-    path = resolve_model(model)
+    path, report = resolve_model(model), TerminalReport(quiet, verbose)
     if model is None:
-        TerminalReport(quiet, verbose).note(f"no MODEL given: inspecting the embedded model {path.name}")
-    found = inspection.describe(loaders.load(path))
+        report.note(f"no MODEL given: inspecting the embedded model {path.name}")
+    checkpoint = loaders.load(path)
+    for note in checkpoint.notes:
+        report.note(note)
+    found = inspection.describe(checkpoint)
     if as_json:
         print_json(found)
     elif not quiet:

@@ -77,6 +77,7 @@ LISTS: dict[str, Callable[[], Listing]] = {
     "methods": _methods,
     "formats": _formats,
     "layer-choices": _leaves("gpt54_convert.prune.layers", "layer choice"),
+    "criteria": _leaves("gpt54_convert.prune.criteria", "criterion"),
     "importances": _leaves("gpt54_convert.prune.importance", "importance"),
 }
 

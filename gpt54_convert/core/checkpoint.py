@@ -34,6 +34,7 @@ class Checkpoint:
     tokenizer: tokenizer files by name (tokenizer.json, tokenizer_config.json, …), as bytes.
     extras: further files that tell of the weights (the course of a training); model folders carry them.
     architecture: the key of an `archs` file, or None for one that nobody described.
+    notes: what was not read of the source, each a sentence for people.
     """
 
     tensors: Mapping[str, LazyTensor]
@@ -42,6 +43,7 @@ class Checkpoint:
     architecture: str | None = None
     generation_config: Mapping[str, Any] | None = None
     tokenizer: Mapping[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     extras: Mapping[str, bytes] = field(default_factory=dict)
 
     @property

@@ -22,6 +22,11 @@ from gpt54_convert.quantize.grids import FLOAT, grid
 CARD = "README.md"
 CARD_LIMIT = 1 << 20  # bytes of the source's own card that are looked at
 Row = Mapping[str, Any]
+_ORT_CLASSES = {
+    "decoder": "ORTModelForCausalLM",
+    "encoder-decoder": "ORTModelForSeq2SeqLM",
+    "encoder": "ORTModelForFeatureExtraction",
+}
 _LIBRARIES = {"safetensors": "transformers", "gguf": "gguf", "onnx": "onnx"}
 _AUTO_CLASSES = {
     "decoder": "AutoModelForCausalLM",
@@ -37,15 +42,17 @@ def write(
     container: str,
     tensors: Sequence[Row],
     totals: Row,
+    verified: str = "",
 ) -> Path:
     """Write the card of the artifact in `folder`; returns its path.
 
     tensors: one row a tensor, with `name`, `role`, `shape`, `grid`, `bits_per_weight`, `relative_error` and,
         where the grid is not the scheme's own, `reason`.
     totals: `parameters`, `size_bytes`, `bits_per_weight` of the whole.
+    verified: a sentence on what verifying it came to.
     Raises OutputError where it cannot be written.
     """
-    text = render(folder, checkpoint, options, container, tensors, totals)
+    text = render(folder, checkpoint, options, container, tensors, totals, verified)
     path = folder / CARD
     try:
         path.write_text(text, encoding="utf-8")
@@ -61,6 +68,7 @@ def render(
     container: str,
     tensors: Sequence[Row],
     totals: Row,
+    verified: str = "",
 ) -> str:
     """The card's text; `folder` is looked into for the names of files only."""
     quantized = any(grid(row["grid"]).kind != FLOAT for row in tensors)
@@ -74,6 +82,7 @@ def render(
         *_history(checkpoint),
         *_table(tensors),
         *_exceptions(tensors),
+        *([verified, ""] if verified else []),
         "## How to load",
         "",
         *_how_to_load(folder, checkpoint, container, quantized),
@@ -187,9 +196,11 @@ def _how_to_load(folder: Path, checkpoint: Checkpoint, container: str, quantized
     if container == "gguf":
         files = sorted(path.name for path in folder.glob("*.gguf"))
         return ["```sh", f"llama-cli -m {files[0] if files else 'MODEL.gguf'} -p 'Hello'", "```"]
-    if container != "safetensors":
+    if container not in ("safetensors", "onnx"):
         return [f"Open it with a runtime for {container}."]
     kind = archs.by_name(checkpoint.architecture).kind if checkpoint.architecture else "encoder"
+    if container == "onnx":
+        return _how_to_load_onnx(folder, kind)
     auto = _AUTO_CLASSES[kind]
     lines = [
         "```python",
@@ -207,6 +218,28 @@ def _how_to_load(folder: Path, checkpoint: Checkpoint, container: str, quantized
             "stored codes and scales exactly; `dtype=torch.bfloat16` halves its memory and rounds scales.",
         ]
     return lines
+
+
+def _how_to_load_onnx(folder: Path, kind: str) -> list[str]:
+    graphs = sorted(path.name for path in folder.glob("*.onnx"))
+    name = _ORT_CLASSES[kind]
+    return [
+        "In ONNX Runtime (`pip install onnxruntime`), which finds the weights beside the graph:",
+        "",
+        "```python",
+        "import onnxruntime",
+        "",
+        *(f'session = onnxruntime.InferenceSession("path/to/this/folder/{graph}")' for graph in graphs),
+        "```",
+        "",
+        "Inputs, outputs and file names are those of Hugging Face's optimum (`pip install optimum-onnx`):",
+        "",
+        "```python",
+        f"from optimum.onnxruntime import {name}",
+        "",
+        f'model = {name}.from_pretrained("path/to/this/folder")',
+        "```",
+    ]
 
 
 def _plain(text: str) -> str:

@@ -47,7 +47,7 @@ def cut(text: str, checkpoint: Checkpoint, tokens: int, context: int) -> list[Do
     """
     tokenize = tokenizer(checkpoint)
     kind = archs.by_name(checkpoint.architecture).kind if checkpoint.architecture else "decoder"
-    context = min(context, _longest(checkpoint))
+    context = min(context, longest(checkpoint))
     vocab = int(checkpoint.config.get("vocab_size") or 1 << 31)
     found: list[Document] = []
     left = tokens
@@ -72,7 +72,7 @@ def cut(text: str, checkpoint: Checkpoint, tokens: int, context: int) -> list[Do
     return found
 
 
-def _longest(checkpoint: Checkpoint) -> int:
+def longest(checkpoint: Checkpoint) -> int:
     for key in ("max_position_embeddings", "n_positions", "n_ctx"):
         if checkpoint.config.get(key):
             return int(checkpoint.config[key])

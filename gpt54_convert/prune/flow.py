@@ -17,19 +17,27 @@ from gpt54_convert.core.report import Report
 from gpt54_convert.errors import UnsupportedError, UsageError
 from gpt54_convert.prune.cut import Selection, cut, ranges
 from gpt54_convert.prune.layers import Distances
+from gpt54_convert.prune.needs import measuring
 from gpt54_convert.prune.select import select, shrinking
 from gpt54_convert.prune.spaces import HEADS, KV_HEADS
+from gpt54_convert.prune.sparsity import CRITERIA, sparsify
+from gpt54_convert.prune.sparsity import targets as sparsity_targets
 from gpt54_convert.prune.step import Prune
 from gpt54_convert.prune.targets import targets
 
 LAYERS, IMPORTANCE = "gpt54_convert.prune.layers", "gpt54_convert.prune.importance"
 STACKS = {"encoder_layers": "encoder layers", "layers": "layers"}
+SPARSITY_BUYS = (
+    "{} of the layers' weights are zero, chosen by {}: the files are no smaller, and llama.cpp, ONNX Runtime "
+    "and transformers run no faster for it (docs/pruning.md says who would)"
+)
 NOTES = "gpt54_convert"  # our entry in config.json; other readers skip it
 
 
 def prune(options: Prune, checkpoint: Checkpoint, context: Context) -> Checkpoint:
     """See `Prune.apply`."""
     architecture, sizes = _checked(options, checkpoint)
+    outline(options, checkpoint)  # refuses the rest before anything is measured
     old = architecture.sizes(checkpoint.config)
     layers = _choose_layers(options, checkpoint, sizes, context)
     result = cut(
@@ -42,7 +50,10 @@ def prune(options: Prune, checkpoint: Checkpoint, context: Context) -> Checkpoin
         kept, energy = select(result, sizes, evidence)
         result = cut(result, Selection({}, kept, energy), sizes)
     _say(context.report, checkpoint, result, old, sizes)
-    return _noted(checkpoint, result, layers, old, sizes)
+    if options.pattern is not None:
+        result = sparsify(result, options.pattern, options.criterion, context, options.calibration)
+        context.report.note(SPARSITY_BUYS.format(options.pattern.text, options.criterion))
+    return _noted(options, checkpoint, result, layers, old, sizes)
 
 
 def outline(options: Prune, checkpoint: Checkpoint) -> Checkpoint:
@@ -56,7 +67,9 @@ def outline(options: Prune, checkpoint: Checkpoint) -> Checkpoint:
         if space.size == HEADS:
             kept[replace(space, size=KV_HEADS)] = np.arange(sizes.get(KV_HEADS, sizes[HEADS]))
     result = cut(checkpoint, Selection(layers, kept), sizes)
-    return _noted(checkpoint, result, layers, old, sizes)
+    if options.pattern is not None:
+        sparsity_targets(result, options.pattern)
+    return _noted(options, checkpoint, result, layers, old, sizes)
 
 
 def _checked(options: Prune, checkpoint: Checkpoint) -> tuple[Architecture, dict[str, int]]:
@@ -70,6 +83,7 @@ def _checked(options: Prune, checkpoint: Checkpoint) -> tuple[Architecture, dict
     for package, name, option in (
         (LAYERS, options.layer_choice, "--layer-choice"),
         (IMPORTANCE, options.importance, "--importance"),
+        (CRITERIA, options.criterion, "--criterion"),
     ):
         if name not in discover.names(package):
             raise UsageError(f"{option} {name!r} is not one of {', '.join(discover.names(package))}")
@@ -91,9 +105,8 @@ def _choose_layers(
     way = discover.load(LAYERS, options.layer_choice)
     distances: Mapping[str, Distances | None] = dict.fromkeys(stacks)
     if way.MEASURES:
-        from gpt54_convert.prune.observe import distances_between_layers
-
-        distances = distances_between_layers(checkpoint, context, options.calibration)
+        observe = measuring("observe")
+        distances = observe.distances_between_layers(checkpoint, context, options.calibration)
     chosen = {}
     for stack in stacks:
         chosen[stack], judged = way.choose(old[stack], sizes[stack], distances[stack])
@@ -125,6 +138,7 @@ def _say(
 
 
 def _noted(
+    options: Prune,
     before: Checkpoint,
     after: Checkpoint,
     layers: Mapping[str, Any],
@@ -133,9 +147,11 @@ def _noted(
 ) -> Checkpoint:
     """Say in config.json what was removed; a model of the same size stays as it is."""
     changed = {name: old[name] for name in old if new[name] != old[name]}
-    if not changed:
+    note: dict[str, Any] = {"from": changed} if changed else {}
+    if options.pattern is not None:
+        note.update(sparsity=options.pattern.text, criterion=options.criterion)
+    if not note:
         return after
-    note: dict[str, Any] = {"from": changed}
     if layers:
         note["layers_kept"] = {stack: ranges(list(kept)) for stack, kept in layers.items()}
     own = {**before.config.get(NOTES, {}), "pruned": note}

@@ -48,8 +48,8 @@ def distances_between_layers(
 
     with TorchReference(checkpoint, context.threads) as reference:
         hooks = {name: keep(_stack_of(match.role)) for name, match in finals.items()}
-        with _hooked(reference, hooks):
-            for batch in _batches(checkpoint, context, calibration):
+        with hooked(reference, hooks):
+            for batch in batches(checkpoint, context, calibration):
                 _, states = reference.forward(batch, layers=True)
                 for name, part in _by_stack(checkpoint, states):
                     if name in before_norm:  # transformers hands out the last states behind the norm
@@ -87,8 +87,8 @@ def flows(
                 hooks[name] = add(inputs, name)
             elif match is not None and match.weight.shape == (WIDTH,):
                 hooks[name] = add(residual, name)
-        with _hooked(reference, hooks):
-            for batch in _batches(checkpoint, context, calibration):
+        with hooked(reference, hooks):
+            for batch in batches(checkpoint, context, calibration):
                 reference.forward(batch)
     return inputs, residual
 
@@ -103,7 +103,7 @@ def _by_weight(reference: TorchReference) -> dict[str, Any]:
 
 
 @contextmanager
-def _hooked(reference: TorchReference, hooks: Mapping[str, Hook]) -> Iterator[None]:
+def hooked(reference: TorchReference, hooks: Mapping[str, Hook]) -> Iterator[None]:
     """Call hooks with what enters the module of each named weight."""
     modules = _by_weight(reference)
 
@@ -138,7 +138,7 @@ def _cosines(states: list[Floats]) -> Floats:
     return rows @ rows.transpose(0, 2, 1)
 
 
-def _batches(checkpoint: Checkpoint, context: Context, calibration: Calibration) -> Iterator[Batch]:
+def batches(checkpoint: Checkpoint, context: Context, calibration: Calibration) -> Iterator[Batch]:
     documents = cut(_text(calibration), checkpoint, calibration.tokens, calibration.context)
     by_length: dict[tuple[int, int], list[Document]] = defaultdict(list)
     for document in documents:

@@ -13,6 +13,7 @@ from gpt54_convert.prune.options import Calibration
 if TYPE_CHECKING:  # NumPy would make `--help` wait
     from gpt54_convert.core.checkpoint import Checkpoint
     from gpt54_convert.core.passes import Context
+    from gpt54_convert.prune.patterns import Pattern
 
 TIERS = ("mini", "nano")
 
@@ -41,6 +42,12 @@ class Prune:
         metavar="SHARE",
         number=True,
     )
+    sparsity: str | float | None = option(
+        None,
+        "Zeros in the layers' matrices: a share of each row, 0.5, or 2:4 (two of four stay).",
+        metavar="PATTERN",
+    )
+    criterion: str = option("wanda", "Which weights become zero (`list criteria`).", metavar="NAME")
     text: Path | None = option(  # noqa: RUF009 - a frozen field's description
         None,
         "Text to measure on. Default: the calibration text of this package.",
@@ -63,16 +70,28 @@ class Prune:
             raise UsageError(
                 f"--keep-params {self.keep_params:g} is no share; give one between 0 and 1, e.g. 0.5"
             )
+        if self.sparsity is not None:
+            self.pattern  # noqa: B018 - refuses what is no pattern
         if not self._asked():
             raise UsageError(
-                "nothing to remove was named: give --tier, --layers, --width, --ffn, --heads, --keep-params"
+                "nothing to remove was named: give --tier, --keep-params, --layers, --width, --ffn, --heads, "
+                "--kv-heads or --sparsity"
             )
         if self.tokens < 1 or self.context < 16:
             raise UsageError("--tokens must be at least 1 and --context at least 16")
 
     def _asked(self) -> bool:
         sizes = (self.layers, self.encoder_layers, self.decoder_layers, self.width, self.ffn, self.heads)
-        return any(value is not None for value in (*sizes, self.kv_heads, self.tier, self.keep_params))
+        return any(
+            value is not None for value in (*sizes, self.kv_heads, self.tier, self.keep_params, self.sparsity)
+        )
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """The pattern of zeros.  Raises UsageError where it is none."""
+        from gpt54_convert.prune.patterns import parse
+
+        return None if self.sparsity is None else parse(str(self.sparsity))
 
     @property
     def calibration(self) -> Calibration:

@@ -101,15 +101,18 @@ class Scheme:
         return self.default
 
 
+_INT = ("gguf", "safetensors", "onnx")
+
+
 def _float(name: str) -> Scheme:
-    return Scheme(name, f"every weight in {name}", name, containers=("gguf", "safetensors"))
+    containers = ("gguf", "safetensors") if name == "bfloat16" else _INT
+    return Scheme(name, f"every weight in {name}", name, containers=containers)
 
 
 def _mix(name: str, description: str, default: str, *rules: Rule, head: str = "q6_k") -> Scheme:
     return Scheme(name, description, default, (Rule("head", head), *rules), fallback=SUPER_FALLBACK)
 
 
-_INT = ("gguf", "safetensors")
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.passes import Context
-from gpt54_convert.prune.energies import energies
+from gpt54_convert.prune.energies import profiles
 from gpt54_convert.prune.evidence import Evidence, described, needed
+from gpt54_convert.prune.needs import measuring
 from gpt54_convert.prune.options import Calibration
 from gpt54_convert.prune.spaces import Space
 
@@ -23,10 +24,8 @@ def evidence(
     checkpoint: Checkpoint, spaces: Iterable[Space], context: Context, calibration: Calibration
 ) -> Evidence:
     """Energies measured on text.  Raises MeasureError where there is no tokenizer, torch or enough text."""
-    from gpt54_convert.prune.observe import flows
-
     assert checkpoint.architecture is not None
-    inputs, residual = flows(checkpoint, context, calibration)
+    inputs, residual = measuring("observe").flows(checkpoint, context, calibration)
     names = needed(archs.by_name(checkpoint.architecture), described(checkpoint), spaces)
-    found = energies(checkpoint.tensors, [name for name in names if name in inputs], context.report)
-    return Evidence(inputs, residual, {name: columns[1] for name, columns in found.items()})
+    found = profiles(checkpoint.tensors, [name for name in names if name in inputs], context.report)
+    return Evidence(inputs, residual, {name: each.sums[1] for name, each in found.items()})

@@ -1,0 +1,226 @@
+"""ONNX graphs in optimum's folder layout, weights in files of external data, codes as MatMulNBits.
+
+The graphs are transformers' own code, traced without weights (`_onnx_trace`), rewritten and bound to their
+files (`_onnx_graph`, where rewrites hook in, and `_onnx_bind`); the weights are streamed into those files as
+into any other container.  This module itself is light: torch and onnx are imported when a sink is opened.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from gpt54_convert import archs
+from gpt54_convert.core import views as rewrites
+from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.core.tensor import LazyTensor
+from gpt54_convert.errors import InternalError, OutputError, UnsupportedError
+from gpt54_convert.exporters import _genai_config, _hf_folder, _onnx_store
+from gpt54_convert.exporters._sink import SinkOptions
+from gpt54_convert.formats.safetensors import Writer
+from gpt54_convert.packing import onnx as packing
+from gpt54_convert.quantize.grids import FLOAT, INT, Grid, grid
+from gpt54_convert.quantize.qtensor import QTensor
+
+NAME = "onnx"
+DESCRIPTION = "ONNX graphs for ONNX Runtime, in optimum's layout; integer grids as MatMulNBits"
+LIBRARIES = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
+# Files of weights up to this size are checked on logits before they are published; of larger ones the
+# graphs are checked alone, and `verify` runs them.
+CHECK_BYTES = 128_000_000
+INSTALL = "pip install 'gpt54-convert[onnx]'"
+
+
+def can_hold(target: Grid) -> bool:
+    """True for float32 and float16, and for integer grids of 2, 4 or 8 bits."""
+    target = _hf_folder.stored_grid(target.name)
+    if target.kind == FLOAT:
+        return target.name != "bfloat16"
+    return target.kind == INT and target.bits in packing.BITS
+
+
+def refuses(role: str, tensor: LazyTensor, grid: Grid, checkpoint: Checkpoint | None = None) -> str | None:
+    """Why a weight of that role cannot stand on `grid` in a graph; None where it can."""
+    if grid.kind == FLOAT:
+        return None
+    if not can_hold(grid):
+        return "ONNX Runtime computes with integer grids of 2, 4 and 8 bits alone"
+    if len(tensor.shape) != 2:
+        return "only matrices can be quantized"
+    if role in ("embed.position", "embed.type") or role.endswith("rel_bias"):
+        return "small tables are read as floats"
+    try:
+        packing.block_size(_hf_folder.stored_grid(grid.name), tensor.columns)
+    except UnsupportedError as error:
+        return str(error)
+    return None
+
+
+def float_grid(role: str, tensor: LazyTensor, grid: Grid) -> Grid:
+    """bfloat16 becomes float32, exactly: few runtimes compute with it."""
+    return _FLOAT32 if grid.name == "bfloat16" else grid
+
+
+_FLOAT32 = grid("float32")
+
+
+def leaves_out(checkpoint: Checkpoint) -> list[str]:
+    """Tensors that no graph reads (BERT's pooler and heads).
+
+    Raises UnsupportedError where the libraries are missing or the architecture is not described.
+    """
+    _check(checkpoint)
+    from gpt54_convert.exporters import _onnx_trace
+
+    used = _onnx_trace.used_tensors(checkpoint)
+    return [name for name in checkpoint.tensors if name not in used]
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    if missing:
+        raise UnsupportedError(f"ONNX needs {', '.join(missing)}, which are not installed: {INSTALL}")
+    if not checkpoint.config:
+        raise UnsupportedError(
+            "ONNX needs config.json, and a lone file has none; name the folder that holds both"
+        )
+    if checkpoint.architecture is None:
+        model_type = checkpoint.config.get("model_type")
+        raise UnsupportedError(
+            f"model_type {model_type!r} is not described, so how to call it is unknown (described: "
+            f"{', '.join(archs.names())}); to add it, write one table gpt54_convert/archs/{model_type}.py as "
+            "docs/architectures.md shows"
+        )
+
+
+def open_sink(checkpoint: Checkpoint, folder: Path, options: SinkOptions) -> OnnxSink:
+    """Trace the graphs and lay the files out; nothing is written before the first `put`.
+
+    Raises UnsupportedError where the libraries are missing, and for a model that cannot be traced.
+    """
+    _check(checkpoint)
+    return OnnxSink(checkpoint, folder, options.shard_bytes)
+
+
+class OnnxSink:
+    """One folder of graphs being written; see `exporters._sink.Sink`."""
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path, shard_bytes: int | None) -> None:
+        from gpt54_convert.exporters import _onnx_graph
+
+        self._checkpoint, self._folder = checkpoint, folder
+        unused = set(leaves_out(checkpoint))
+        self._views = {name: _as_stored(t) for name, t in checkpoint.tensors.items() if name not in unused}
+        stored = list(self._views.values())
+        self._store = _onnx_store.lay_out(stored, homes(checkpoint, self._views), shard_bytes)
+        self._dtype = compute_dtype(stored)
+        self._graphs = _onnx_graph.files(checkpoint, self._views, self._store, self._dtype)
+        plain = [replace(view, grid=None, read_codes=None) for view in stored]
+        self._side = _hf_folder.side_files(checkpoint, plain)
+        genai = _genai_config.content(checkpoint)
+        if genai is not None:
+            self._side[_genai_config.FILE] = _hf_folder.to_json(genai)
+        self._writers: dict[str, Writer] = {}
+        self._lock = threading.Lock()
+        self.notes: list[str] = []
+        small = sum(map(len, (*self._graphs.values(), *self._side.values())))
+        self.size_bytes = self._store.size_bytes + small
+
+    def views(self) -> list[LazyTensor]:
+        """Every tensor that a graph reads, under its canonical name, in the order of the files."""
+        return [self._views[name] for name in self._store.parts]
+
+    def put(self, name: str, start: int, stop: int, rows: QTensor | NDArray[Any]) -> None:
+        """Write rows [start, stop) of view `name`: codes where it has a grid, else its storage type."""
+        parts = self._store.parts[name]
+        if isinstance(rows, QTensor):
+            if _onnx_store.VALUES in parts:
+                raise InternalError(f"tensor {name} was laid out as floats, but codes arrived")
+            content = packing.pack(replace(rows, grid=_hf_folder.stored_grid(rows.grid.name)))
+        else:
+            content = {_onnx_store.VALUES: rows}
+        for kind, part in parts.items():
+            self._writer(part.file).put(f"{name}/{kind}", start, content[kind])
+
+    def close(self) -> list[Path]:
+        """Finish all files and check the graphs; returns the weights' files first, largest first.
+
+        Raises OutputError where a graph does not give torch's logits: nothing may be published then.
+        """
+        for file in self._store.layouts:
+            self._writer(file)
+        for writer in self._writers.values():
+            writer.close()
+        small = {**self._graphs, **self._side}
+        for name, content in small.items():
+            _write_file(self._folder / name, content)
+        self._check()
+        weights = sorted(self._store.layouts, key=lambda file: (-self._store.layouts[file].size_bytes, file))
+        return [self._folder / name for name in (*weights, *small)]
+
+    def _check(self) -> None:
+        from gpt54_convert.exporters import _onnx_check
+
+        if self._store.size_bytes > CHECK_BYTES:
+            _onnx_check.check_structure(self._folder, self._graphs)
+            return
+        stored = self._checkpoint.with_tensors(self._views)
+        half = self._dtype == "float16"
+        _onnx_check.check_logits(self._folder, self._graphs, stored, self._store.parts, half)
+
+    def _writer(self, file: str) -> Writer:
+        with self._lock:
+            if file not in self._writers:
+                self._writers[file] = Writer(self._folder / file, self._store.layouts[file])
+            return self._writers[file]
+
+
+def homes(checkpoint: Checkpoint, names: Mapping[str, LazyTensor]) -> dict[str, str]:
+    """The file of external data of each tensor.
+
+    Graphs of one model share them: what the decoder reads (the embedding too) stands beside decoder_model,
+    where the encoder and the decoder with past find it.
+    """
+    architecture = archs.by_name(checkpoint.architecture or "")
+    if architecture.kind != "encoder-decoder":
+        return dict.fromkeys(names, "model.onnx_data")
+    found = {}
+    for name in names:
+        match = architecture.match(name)
+        is_encoder = match is not None and match.role.startswith("enc.")
+        found[name] = f"{'encoder' if is_encoder else 'decoder'}_model.onnx_data"
+    return found
+
+
+def compute_dtype(views: Sequence[LazyTensor]) -> str:
+    """The type that the graphs compute in: float16 where most of a float model is that, else float32."""
+    counts: Counter[str] = Counter()
+    for view in views:
+        counts[view.dtype] += view.size
+    quantized = any(view.grid for view in views)
+    return "float16" if not quantized and counts["float16"] > counts["float32"] else "float32"
+
+
+def _as_stored(tensor: LazyTensor) -> LazyTensor:
+    """The tensor as the file holds it.  Raises UnsupportedError for an unfit grid."""
+    if tensor.grid is None:
+        return tensor if tensor.dtype == "float16" else rewrites.cast(tensor, "float32")
+    target = _hf_folder.stored_grid(tensor.grid)
+    problem = refuses("", tensor, target)
+    if problem is not None:
+        raise UnsupportedError(f"tensor {tensor.name} cannot be stored as {target.name}: {problem}")
+    return tensor
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
