@@ -11,6 +11,7 @@ from gpt54_convert.core.passes import Pass, as_dict
 from gpt54_convert.errors import UsageError
 from gpt54_convert.quantize.schemes import BITS, SCHEMES
 
+LAYOUTS = ("optimum", "transformers.js")
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 
 
@@ -22,10 +23,16 @@ class Quantize:
         None, "Bits per weight code: each container gets its scheme of that many.", choices=tuple(BITS)
     )
     scheme: str | None = option(
-        None, "A named mix of grids, or a grid for every matrix (`list schemes`).", metavar="NAME"
+        None,
+        "A named mix of grids, or a grid for every matrix (`list schemes`).",
+        metavar="NAME",
+        listed="schemes",
     )
     method: str = option(
-        "search", "How codes are chosen: rtn (rounding) or search (best scales).", metavar="NAME"
+        "search",
+        "How codes are chosen: rtn (rounding) or search (best scales).",
+        metavar="NAME",
+        listed="methods",
     )
     target_bpw: float | None = option(
         None,
@@ -36,7 +43,7 @@ class Quantize:
     target_size: str | None = option(None, "The same, at files of this size: 350MB, 1.2GiB.", metavar="SIZE")
     max_kl: float | None = option(
         None,
-        "Mix grids for the smallest files whose KL stays below this (0.03).",
+        "Mix grids for the smallest files whose KL stays below it (0.03).",
         metavar="NATS",
         number=True,
     )
@@ -100,13 +107,18 @@ class Export:
     output: Path = option(  # noqa: RUF009 - a frozen field's description, not a shared default
         Path("dist"), "Folder for the artifacts, one subfolder a container.", flags=("-o",), metavar="DIR"
     )
-    to: tuple[str, ...] = option((), "Container to write; repeat for several. Default: all that can hold it.")
+    to: tuple[str, ...] = option(
+        (), "Container to write; repeat for several. Default: all that can hold it.", listed="formats"
+    )
     overwrite: bool = option(False, "Replace artifacts that an earlier run wrote.")
     name: str | None = option(None, "Model name in metadata and file names.", metavar="NAME")
     shard_size: str | None = option(
         None, "Largest file, e.g. 2GB; a larger artifact is cut into shards.", metavar="SIZE"
     )
     pre: str | None = option(None, "GGUF's tokenizer.ggml.pre, where it cannot be told.", metavar="NAME")
+    layout: str = option(
+        "optimum", "How ONNX files are called and placed: optimum or transformers.js.", choices=LAYOUTS
+    )
     threads: int = option(0, "Worker threads; 0 takes one per core.", metavar="N")
     verify: bool = option(True, "Take a quick look at what was written, and record the verdict.")
 
@@ -122,7 +134,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """What decides the artifacts' bytes, for the manifest."""
-        export = {key: getattr(self.export, key) for key in ("name", "shard_size", "pre")}
+        export = {key: getattr(self.export, key) for key in ("name", "shard_size", "pre", "layout")}
         return {
             **({"passes": [as_dict(step) for step in self.passes]} if self.passes else {}),
             type(self.step).__name__.lower(): to_dict(self.step),

@@ -20,7 +20,7 @@ from gpt54_convert.core.passes import Context
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import UsageError
 from gpt54_convert.prune.evidence import described
-from gpt54_convert.prune.needs import measuring
+from gpt54_convert.prune.needs import measured, measuring
 from gpt54_convert.prune.options import Calibration
 from gpt54_convert.prune.patterns import Pattern
 
@@ -58,7 +58,7 @@ def sparsify(
     else:
         energy: Mapping[str, Any] = {}
         if way.NEEDS == "energy":
-            energy = measuring("observe").flows(checkpoint, context, calibration)[0]
+            energy = measured("flows", checkpoint, context, calibration)
         made = {name: _masked(checkpoint.tensors[name], way, energy.get(name), pattern) for name in names}
     return checkpoint.with_tensors({**checkpoint.tensors, **made})
 
@@ -90,8 +90,10 @@ def _solved(
 ) -> dict[str, LazyTensor]:
     """Tensors solved one after another into files of the workspace; those that are there already stay."""
     context.workspace.mkdir(parents=True, exist_ok=True)
+    told = f"{way.__name__} {pattern.text} {calibration}"
     files = {
-        name: context.workspace / f"sparse-{hashlib.sha256(name.encode()).hexdigest()[:24]}" for name in names
+        name: context.workspace / f"sparse-{hashlib.sha256(f'{name} {told}'.encode()).hexdigest()[:24]}"
+        for name in names
     }
     missing = [name for name in names if not files[name].exists()]
     if missing:
