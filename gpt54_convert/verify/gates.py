@@ -54,6 +54,7 @@ class Gate:
     """`figure <= factor * anchor`, or `>=`; without an anchor, factor is the limit itself.
 
     or_rounding: a default, which small models may meet by being as good as plain rounding instead.
+    slack: how far below its anchor a figure may be in any case: of a few per cent, a tenth is chance.
     """
 
     figure: str
@@ -61,10 +62,13 @@ class Gate:
     factor: float
     anchor: str = ""
     or_rounding: bool = False
+    slack: float = 0.0
 
     def relative(self) -> Gate:
-        """The same figure against plain rounding, a tenth worse at most."""
-        return Gate(self.figure, self.sign, 1.1 if self.sign == "<=" else 0.9, "rtn")
+        """The same figure against plain rounding, a tenth worse at most (or, of an agreement, 5 points)."""
+        if self.sign == "<=":
+            return Gate(self.figure, "<=", 1.1, "rtn")
+        return Gate(self.figure, ">=", 0.9, "rtn", slack=0.05)
 
     def __str__(self) -> str:
         return f"{self.figure} {self.sign} {self.factor:g}{'*' + self.anchor if self.anchor else ''}"
@@ -148,6 +152,8 @@ def judge(
         limit = gate.factor * anchor.value
         # Resampled together: both were measured on the same documents.
         samples = samples - gate.factor * anchor.samples + limit
+        if gate.slack:
+            limit = min(limit, anchor.value - gate.slack)
     low, high = (float(x) for x in np.quantile(samples, (0.025, 0.975)))
     good, bad = (high <= limit, low > limit) if gate.sign == "<=" else (low >= limit, high < limit)
     bounds = f"{found.value:.4g}, 95 % interval {low:.4g} to {high:.4g}, gate {gate}"

@@ -73,7 +73,7 @@ class Gate:
 
         options = VerifyOptions(text=self.text, tokens=self.tokens, threads=context.threads)
         torch_reference = runners.load(runners.REFERENCE)
-        texts = cut(documents.read_text(options), teacher, options.tokens, options.context)
+        texts = cut(documents.read_text(options), teacher, options.tokens, options.length)
         tally = Tally(kind)
         one = torch_reference.TorchReference(teacher, context.threads)
         other = torch_reference.TorchReference(student, context.threads)
