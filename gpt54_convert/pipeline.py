@@ -54,11 +54,24 @@ def run(recipe: Recipe, report: Report) -> list[Artifact]:
 
 def run_on(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> list[Artifact]:
     """`run` for a checkpoint that lies nowhere (a fresh one)."""
+    if recipe.passes:
+        _refuse_early(recipe, checkpoint)
     with workspace(recipe.export.output, fingerprint(recipe, checkpoint)) as folder:
         context = Context(report, folder, recipe.export.threads, checkpoint)
         for step in recipe.passes:
             checkpoint = step.apply(checkpoint, context)
         return _export(recipe, checkpoint, report)
+
+
+def _refuse_early(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Raise before all passes what the export would raise after them."""
+    files = checkpoint.source.files
+    for step in recipe.passes:
+        checkpoint = step.outline(checkpoint)
+    plans = plan(recipe, checkpoint, Report())
+    names = [planned.container for planned in plans]
+    check_free(recipe.export.output, names, recipe.export.overwrite, files)
+    check_space(recipe.export.output, sum(planned.size_bytes for planned in plans))
 
 
 def fingerprint(recipe: Recipe, checkpoint: Checkpoint) -> str:
