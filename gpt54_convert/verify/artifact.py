@@ -48,6 +48,11 @@ class Subject:
         recorded = self.manifest.get("recipe", {}).get("passes", [])
         return tuple(name for step in recorded if isinstance(step, dict) for name in step)
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether codes were chosen by the outputs of layers instead of the weights' own error."""
+        return "calibration" in self.manifest.get("recipe", {})
+
 
 def locate(path: Path) -> Subject:
     """The artifact at `path`, a file or a folder.

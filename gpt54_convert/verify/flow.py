@@ -56,7 +56,7 @@ def _static(
             "model's answers alone"
         )
     elif artifact is not None:
-        found, rows = tensors.check(source, artifact, report)
+        found, rows = tensors.check(source, artifact, report, calibrated=subject.calibrated)
         checks += found
     else:
         report.note(f"the weights of {subject.container} artifacts are judged by the model's answers alone")

@@ -61,7 +61,7 @@ def _static(subject: Subject, source: Checkpoint, artifact: Checkpoint | None, r
     if artifact is None:
         detail = f"the weights of {subject.container} artifacts are judged by the model's answers alone"
         return [*checks, Check("tensors", "all", SKIPPED, detail)]
-    return checks + tensors.check(source, artifact, report, WEIGHTS)[0]
+    return checks + tensors.check(source, artifact, report, WEIGHTS, subject.calibrated)[0]
 
 
 def _outputs(
