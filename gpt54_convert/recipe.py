@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt54_convert.calibrate.options import Calibration
 from gpt54_convert.core.options import option, to_dict
 from gpt54_convert.core.passes import Pass, as_dict
 from gpt54_convert.errors import UsageError
 from gpt54_convert.quantize.schemes import BITS, SCHEMES
 
+LAYOUTS = ("optimum", "transformers.js")
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
-class Quantize:
+class Quantize(Calibration):
     """Round weights to few bits."""
 
     bits: int | None = option(
@@ -29,7 +31,8 @@ class Quantize:
     )
     method: str = option(
         "search",
-        "How codes are chosen: rtn (rounding) or search (best scales).",
+        "How codes are chosen: rtn (rounding), search (best scales), or by running the model (needs torch): "
+        "imatrix, gptq and more (`list methods`).",
         metavar="NAME",
         listed="methods",
     )
@@ -51,6 +54,7 @@ class Quantize:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         chosen = [flag for flag, value in self._choosers().items() if value is not None]
         if len(chosen) > 1:
             verb = "both" if len(chosen) == 2 else "all"
@@ -115,6 +119,9 @@ class Export:
         None, "Largest file, e.g. 2GB; a larger artifact is cut into shards.", metavar="SIZE"
     )
     pre: str | None = option(None, "GGUF's tokenizer.ggml.pre, where it cannot be told.", metavar="NAME")
+    layout: str = option(
+        "optimum", "How ONNX files are called and placed: optimum or transformers.js.", choices=LAYOUTS
+    )
     threads: int = option(0, "Worker threads; 0 takes one per core.", metavar="N")
     verify: bool = option(True, "Take a quick look at what was written, and record the verdict.")
 
@@ -130,7 +137,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """What decides the artifacts' bytes, for the manifest."""
-        export = {key: getattr(self.export, key) for key in ("name", "shard_size", "pre")}
+        export = {key: getattr(self.export, key) for key in ("name", "shard_size", "pre", "layout")}
         return {
             **({"passes": [as_dict(step) for step in self.passes]} if self.passes else {}),
             type(self.step).__name__.lower(): to_dict(self.step),

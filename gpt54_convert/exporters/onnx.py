@@ -7,10 +7,11 @@ into any other container.  This module itself is light: torch and onnx are impor
 
 from __future__ import annotations
 
+import json
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ from gpt54_convert.core import views as rewrites
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import InternalError, OutputError, UnsupportedError
-from gpt54_convert.exporters import _genai_config, _hf_folder, _onnx_store
+from gpt54_convert.exporters import _genai_config, _hf_folder, _onnx_layout, _onnx_store
 from gpt54_convert.exporters._sink import SinkOptions
 from gpt54_convert.formats.safetensors import Writer
 from gpt54_convert.packing import onnx as packing
@@ -107,36 +108,48 @@ def open_sink(checkpoint: Checkpoint, folder: Path, options: SinkOptions) -> Onn
     Raises UnsupportedError where the libraries are missing, and for a model that cannot be traced.
     """
     _check(checkpoint)
-    return OnnxSink(checkpoint, folder, options.shard_bytes)
+    return OnnxSink(checkpoint, folder, options)
 
 
 class OnnxSink:
     """One folder of graphs being written; see `exporters._sink.Sink`."""
 
-    def __init__(self, checkpoint: Checkpoint, folder: Path, shard_bytes: int | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, folder: Path, options: SinkOptions) -> None:
         from gpt54_convert.exporters import _onnx_graph
 
-        self._checkpoint, self._folder = checkpoint, folder
+        self._checkpoint, self._folder, self._options = checkpoint, folder, options
         unused = set(leaves_out(checkpoint))
         self._views = {name: _as_stored(t) for name, t in checkpoint.tensors.items() if name not in unused}
         stored = list(self._views.values())
-        self._store = _onnx_store.lay_out(stored, homes(checkpoint, self._views), shard_bytes)
         self._dtype = compute_dtype(stored)
-        self._graphs = _onnx_graph.files(checkpoint, self._views, self._store, self._dtype)
+        self._layout = _onnx_layout.layout(options.layout, stored, self._dtype)
+        self._place = folder / self._layout.folder  # of graphs and weights
+        homes = _onnx_layout.homes(checkpoint, self._views, self._layout)
+        self._written = _onnx_layout.copies(self._views, homes)
+        self._store = _onnx_store.lay_out(list(self._written.values()), homes, options.shard_bytes)
+        self._graphs = _onnx_graph.files(checkpoint, self._views, self._store, self._dtype, self._layout)
         plain = [replace(view, grid=None, read_codes=None) for view in stored]
         self._side = _hf_folder.side_files(checkpoint, plain)
-        genai = _genai_config.content(checkpoint)
-        if genai is not None:
-            self._side[_genai_config.FILE] = _hf_folder.to_json(genai)
+        self._side |= self._extra(checkpoint)
         self._writers: dict[str, Writer] = {}
         self._lock = threading.Lock()
         self.notes: list[str] = []
         small = sum(map(len, (*self._graphs.values(), *self._side.values())))
         self.size_bytes = self._store.size_bytes + small
 
+    def _extra(self, checkpoint: Checkpoint) -> dict[str, bytes]:
+        """What the runtime that the layout is for wants to be told besides."""
+        if self._layout.folder:
+            counts = _onnx_layout.config_entry(self._graphs, self._store.layouts)
+            config = json.loads(self._side["config.json"])
+            config["transformers.js_config"] = {"use_external_data_format": counts}
+            return {"config.json": _hf_folder.to_json(config)}
+        genai = _genai_config.content(checkpoint)
+        return {} if genai is None else {_genai_config.FILE: _hf_folder.to_json(genai)}
+
     def views(self) -> list[LazyTensor]:
         """Every tensor that a graph reads, under its canonical name, in the order of the files."""
-        return [self._views[name] for name in self._store.parts]
+        return [self._written[name] for name in self._store.parts]
 
     def put(self, name: str, start: int, stop: int, rows: QTensor | NDArray[Any]) -> None:
         """Write rows [start, stop) of view `name`: codes where it has a grid, else its storage type."""
@@ -157,16 +170,20 @@ class OnnxSink:
         """
         self._finish()
         self._check()
-        small = {**self._graphs, **self._side}
         weights = sorted(self._store.layouts, key=lambda file: (-self._store.layouts[file].size_bytes, file))
-        return [self._folder / name for name in (*weights, *small)]
+        return [
+            *(self._place / name for name in (*weights, *self._graphs)),
+            *(self._folder / name for name in self._side),
+        ]
 
     def _finish(self) -> None:
         for file in self._store.layouts:
             self._writer(file)
         for writer in self._writers.values():
             writer.close()
-        for name, content in {**self._graphs, **self._side}.items():
+        for name, content in self._graphs.items():
+            _write_file(self._place / name, content)
+        for name, content in self._side.items():
             _write_file(self._folder / name, content)
 
     def _check(self) -> None:
@@ -175,9 +192,10 @@ class OnnxSink:
         if self._store.size_bytes <= CHECK_BYTES:
             self._check_logits()
             return
-        _onnx_check.check_structure(self._folder, self._graphs)
+        _onnx_check.check_structure(self._place, self._graphs)
         with tempfile.TemporaryDirectory(prefix=".check-", dir=self._folder) as folder:
-            small = OnnxSink(_onnx_read.shallow(self._read_back()), Path(folder), None)
+            options = replace(self._options, shard_bytes=None)
+            small = OnnxSink(_onnx_read.shallow(self._read_back()), Path(folder), options)
             if small._store.size_bytes <= SHALLOW_BYTES:
                 for view in small.views():
                     for start, stop in view.chunks():
@@ -189,37 +207,21 @@ class OnnxSink:
     def _read_back(self) -> Checkpoint:
         from gpt54_convert.exporters import _onnx_read
 
-        stored = self._checkpoint.with_tensors(self._views)
-        return _onnx_read.read_back(self._folder, stored, self._store.parts)
+        stored = self._checkpoint.with_tensors(self._written)
+        return _onnx_read.read_back(self._place, stored, self._store.parts)
 
     def _check_logits(self) -> None:
         from gpt54_convert.exporters import _onnx_check
 
         half = self._dtype == "float16"
-        _onnx_check.check_logits(self._folder, self._graphs, self._read_back(), half)
+        _onnx_check.check_logits(self._place, self._graphs, self._read_back(), half)
 
     def _writer(self, file: str) -> Writer:
         with self._lock:
             if file not in self._writers:
-                self._writers[file] = Writer(self._folder / file, self._store.layouts[file])
+                self._place.mkdir(exist_ok=True)
+                self._writers[file] = Writer(self._place / file, self._store.layouts[file])
             return self._writers[file]
-
-
-def homes(checkpoint: Checkpoint, names: Mapping[str, LazyTensor]) -> dict[str, str]:
-    """The file of external data of each tensor.
-
-    Graphs of one model share them: what the decoder reads (the embedding too) stands beside decoder_model,
-    where the encoder and the decoder with past find it.
-    """
-    architecture = archs.by_name(checkpoint.architecture or "")
-    if architecture.kind != "encoder-decoder":
-        return dict.fromkeys(names, "model.onnx_data")
-    found = {}
-    for name in names:
-        match = architecture.match(name)
-        is_encoder = match is not None and match.role.startswith("enc.")
-        found[name] = f"{'encoder' if is_encoder else 'decoder'}_model.onnx_data"
-    return found
 
 
 def compute_dtype(views: Sequence[LazyTensor]) -> str:

@@ -20,6 +20,8 @@ from gpt54_convert.errors import InputError
 from gpt54_convert.forward.batch import Batch, Floats
 
 Arrays = Mapping[str, NDArray[Any]]
+MERGED = "decoder_model_merged"
+_SUFFIXES = ("_q4", "_quantized", "_fp16", "_q2", "_int8", "_q4f16")
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -85,8 +87,13 @@ class OnnxModel:
         names = ["model"]
         if kind == "encoder-decoder":
             names = ["encoder_model", "decoder_model", "decoder_with_past_model"]
+            if look_for(folder, MERGED):
+                names = ["encoder_model", MERGED]
         paths = [find(folder, name) for name in names]
-        self._graphs = [Graph(path, threads, (contents or {}).get(path.name)) for path in paths]
+        opened = [Graph(path, threads, (contents or {}).get(path.name)) for path in paths]
+        self._graphs: list[Any] = opened
+        if names[-1] == MERGED:
+            self._graphs = [opened[0], _Branch(opened[1], False), _Branch(opened[1], True)]
         self._answer = {"decoder": _decode, "encoder": _encode, "encoder-decoder": _translate}[kind]
 
     def logits(self, batch: Batch, in_two: bool = True) -> Floats:
@@ -103,14 +110,36 @@ class OnnxModel:
         self._graphs.clear()
 
 
+class _Branch:
+    """One of the two steps in a merged decoder, called as if it were a graph of its own."""
+
+    def __init__(self, graph: Graph, later: bool) -> None:
+        self._graph, self._later = graph, later
+
+    def run(self, feed: Arrays) -> dict[str, NDArray[Any]]:
+        """The answers of that step, without those of the other."""
+        rows = len(feed["input_ids"])
+        switch = {"use_cache_branch": np.array([self._later])}
+        found = self._graph.run({**self._graph.empty_past(rows), **feed, **switch})
+        return {name: value for name, value in found.items() if value.size}
+
+
 def find(folder: Path, stem: str) -> Path:
-    """`stem.onnx` in the folder, or in the `onnx/` of transformers.js, there perhaps with a suffix."""
-    places = [folder / f"{stem}.onnx", folder / "onnx" / f"{stem}.onnx"]
-    places += sorted((folder / "onnx").glob(f"{stem}_q*.onnx"))
-    for path in places:
-        if path.is_file():
-            return path
-    raise InputError(f"{folder}: has no {stem}.onnx")
+    """A graph as `look_for` finds it; InputError where it is not there."""
+    found = look_for(folder, stem)
+    if found is None:
+        raise InputError(f"{folder}: has no {stem}.onnx")
+    return found
+
+
+def look_for(folder: Path, stem: str) -> Path | None:
+    """`stem.onnx` in the folder or in the `onnx/` of transformers.js, perhaps with its suffix for a type."""
+    for place in (folder, folder / "onnx"):
+        for suffix in ("", *_SUFFIXES):
+            path = place / f"{stem}{suffix}.onnx"
+            if path.is_file():
+                return path
+    return None
 
 
 def past_of(outputs: Arrays) -> dict[str, NDArray[Any]]:
