@@ -20,6 +20,8 @@ _COPIES = 6
 def describe(recipe: Recipe, report: Report) -> dict[str, Any]:
     """The plan as one JSON-able object; refuses what a real run would refuse before reading weights."""
     checkpoint = loaders.load(recipe.source)
+    for step in recipe.passes:
+        checkpoint = step.outline(checkpoint)
     plans = plan(recipe, checkpoint, report)
     names = [planned.container for planned in plans]
     check_free(recipe.export.output, names, recipe.export.overwrite, checkpoint.source.files)
@@ -46,6 +48,7 @@ def _artifact(planned: ContainerPlan) -> dict[str, Any]:
         "scheme": planned.label,
         "totals": totals_of(planned),
         "tensors": rows,
+        **({"budget": planned.budget} if planned.budget else {}),
     }
 
 

@@ -22,11 +22,18 @@ from gpt54_convert.exporters._sink import Sink
 from gpt54_convert.plan import ContainerPlan, plan
 from gpt54_convert.quantize.qtensor import QTensor
 from gpt54_convert.recipe import Recipe
+from gpt54_convert.verify import overlap, quick
+from gpt54_convert.verify.artifact import written
+from gpt54_convert.verify.stage import Gate
+from gpt54_convert.verify.verdict import FAIL, Check, Verdict
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """What was written: the folder of one container, with its manifest's tensors and totals."""
+    """What was written: the folder of one container, with its manifest's tensors and totals.
+
+    verdict: of the quick look at it; None where none was wanted.
+    """
 
     container: str
     label: str
@@ -34,6 +41,7 @@ class Artifact:
     files: tuple[Path, ...]
     tensors: tuple[Mapping[str, Any], ...]
     totals: Mapping[str, Any]
+    verdict: Verdict | None = None
 
 
 def run(recipe: Recipe, report: Report) -> list[Artifact]:
@@ -41,7 +49,11 @@ def run(recipe: Recipe, report: Report) -> list[Artifact]:
 
     Raises a ConvertError for whatever the user can mend.
     """
-    checkpoint = loaders.load(recipe.source)
+    return run_on(loaders.load(recipe.source), recipe, report)
+
+
+def run_on(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> list[Artifact]:
+    """`run` for a checkpoint that lies nowhere (a fresh one)."""
     with workspace(recipe.export.output, fingerprint(recipe, checkpoint)) as folder:
         context = Context(report, folder, recipe.export.threads, checkpoint)
         for step in recipe.passes:
@@ -67,10 +79,30 @@ def _export(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> list[Arti
         for sink in sinks:
             sink.close()
         source = _source_entry(checkpoint, report)
-        for planned in plans:
-            _finish(planned, folder / planned.container, source, recipe)
-        made = [_artifact(planned, folder, recipe.export.output) for planned in plans]
-    return made
+        verdicts = [_verified(planned, folder, checkpoint, recipe, report) for planned in plans]
+        for planned, verdict in zip(plans, verdicts, strict=True):
+            _finish(planned, folder / planned.container, source, recipe, verdict)
+        return [
+            _artifact(planned, folder, recipe.export.output, verdict)
+            for planned, verdict in zip(plans, verdicts, strict=True)
+        ]
+
+
+def _verified(
+    planned: ContainerPlan, staging: Path, checkpoint: Checkpoint, recipe: Recipe, report: Report
+) -> Verdict | None:
+    """A quick look at what was written, against the very checkpoint that was exported."""
+    if not recipe.export.verify:
+        return None
+    told = {key: value for key, value in recipe.to_dict().items() if key != "passes"}  # they are done
+    manifest_so_far = {"tensors": tensor_rows(planned), "recipe": told}
+    try:
+        subject = written(planned.container, staging / planned.container, manifest_so_far)
+        verdict = quick.check(subject, checkpoint, report)
+    except Exception as error:  # a fault of ours must not cost the user an artifact, nor pass for a verdict
+        problem = Check("verify", "internal", FAIL, f"verifying broke off: {type(error).__name__}: {error}")
+        verdict = Verdict({}, [problem])
+    return verdict.moved(str(staging), str(recipe.export.output))
 
 
 def write(sinks: Sequence[Sink], report: Report, threads: int = 0) -> None:
@@ -128,6 +160,8 @@ def _source_entry(checkpoint: Checkpoint, report: Report) -> dict[str, Any]:
     """Path, container and hashes of everything that was read."""
     source = checkpoint.source
     root = source.path if source.path.is_dir() else source.path.parent
+    if not source.files:
+        return {"path": None, "container": source.container, "files": []}
     entries = []
     with report.progress("hashing the source", sum(path.stat().st_size for path in source.files)) as advance:
         for path in source.files:
@@ -136,12 +170,29 @@ def _source_entry(checkpoint: Checkpoint, report: Report) -> dict[str, Any]:
     return {"path": str(source.path.absolute()), "container": source.container, "files": entries}
 
 
-def _finish(planned: ContainerPlan, folder: Path, source: dict[str, Any], recipe: Recipe) -> None:
+def _finish(
+    planned: ContainerPlan, folder: Path, source: dict[str, Any], recipe: Recipe, verdict: Verdict | None
+) -> None:
     """Write the card and the manifest of one container's folder."""
     tensors, totals = tensor_rows(planned), totals_of(planned)
-    card.write(folder, planned.checkpoint, planned.options, planned.container, tensors, totals)
+    told = quick.sentence(verdict)
+    card.write(folder, planned.checkpoint, planned.options, planned.container, tensors, totals, told)
     details = {**recipe.to_dict(), "scheme": planned.label}
-    manifest.write(folder, source, details, planned.container, planned.options.name, tensors, totals)
+    if planned.budget:
+        details["budget"] = planned.budget
+    verification = quick.summary(verdict)
+    name = planned.options.name
+    texts = overlap.record(_fitted(recipe))
+    if texts:
+        details["fitted_to"] = texts
+    manifest.write(folder, source, details, planned.container, name, tensors, totals, verification)
+
+
+def _fitted(recipe: Recipe) -> list[Path]:
+    """The user's texts that some step fits weights to; a later `verify` must not judge by them."""
+    steps = [step for step in (*recipe.passes, recipe.step) if not isinstance(step, Gate)]
+    found = [getattr(step, name, None) for step in steps for name in ("calibration", "text")]
+    return list(dict.fromkeys(path for path in found if isinstance(path, Path)))
 
 
 def tensor_rows(planned: ContainerPlan) -> list[dict[str, Any]]:
@@ -160,6 +211,8 @@ def tensor_rows(planned: ContainerPlan) -> list[dict[str, Any]]:
         }
         if found.reason:
             row["reason"] = found.reason
+        if name in planned.losses:
+            row["sensitivity"] = float(f"{planned.losses[name]:.5g}")
         rows.append(row)
     return rows
 
@@ -170,7 +223,7 @@ def totals_of(planned: ContainerPlan) -> dict[str, Any]:
     return {"parameters": count, "size_bytes": size, "bits_per_weight": round(8 * size / max(1, count), 4)}
 
 
-def _artifact(planned: ContainerPlan, staging: Path, output: Path) -> Artifact:
+def _artifact(planned: ContainerPlan, staging: Path, output: Path, verdict: Verdict | None) -> Artifact:
     folder = staging / planned.container
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     final = output / planned.container
@@ -181,4 +234,5 @@ def _artifact(planned: ContainerPlan, staging: Path, output: Path) -> Artifact:
         tuple(final / path for path in files),
         tuple(tensor_rows(planned)),
         totals_of(planned),
+        verdict,
     )

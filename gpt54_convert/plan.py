@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from gpt54_convert.core import discover
 from gpt54_convert.core.checkpoint import Checkpoint
@@ -22,8 +23,11 @@ from gpt54_convert.quantize.assign import Assignment, assign, parse_keep, place
 from gpt54_convert.quantize.encode import on_grid, solver
 from gpt54_convert.quantize.error import ErrorTally
 from gpt54_convert.quantize.grids import FLOAT, Grid, grid
-from gpt54_convert.quantize.schemes import Scheme, scheme
+from gpt54_convert.quantize.schemes import SCHEMES, Scheme, scheme
 from gpt54_convert.recipe import Quantize, Recipe, parse_size
+
+if TYPE_CHECKING:
+    from gpt54_convert.budget.search import Search
 
 EXPORTERS = "gpt54_convert.exporters"
 _HELPERS = ("manifest", "card")
@@ -41,6 +45,8 @@ class ContainerPlan:
     checkpoint: Checkpoint
     options: SinkOptions
     size_bytes: int
+    losses: Mapping[str, float] = field(default_factory=dict)  # of tensors whose grid a budget chose
+    budget: Mapping[str, Any] = field(default_factory=dict)
 
     def sink(self, folder: Path) -> Sink:
         """The artifact laid out in `folder`."""
@@ -80,18 +86,24 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> list[Contain
     A container that was asked for by name and cannot be written raises; one that was merely implied is
     skipped with a note, unless none remains.
     """
+    for note in checkpoint.notes:
+        report.note(note)
     asked = tuple(dict.fromkeys(recipe.export.to))
     views = _Views(recipe.step.method if isinstance(recipe.step, Quantize) else "rtn")
     plans: list[ContainerPlan] = []
     problems: list[tuple[str, ConvertError]] = []
-    for name in asked or containers():
-        exporter(name)
-        try:
-            plans.append(_plan_one(name, recipe, checkpoint, views, report))
-        except UnsupportedError as error:
-            if asked:
-                raise
-            problems.append((name, error))
+    with ExitStack() as stack:
+        search = _budget_search(recipe, report)
+        if search is not None:
+            stack.enter_context(search)
+        for name in asked or containers():
+            exporter(name)
+            try:
+                plans.append(_plan_one(name, recipe, checkpoint, views, search, report))
+            except UnsupportedError as error:
+                if asked:
+                    raise
+                problems.append((name, error))
     if not plans:
         raise problems[0][1] if len(problems) == 1 else UnsupportedError(_join(problems))
     for name, problem in problems:
@@ -103,21 +115,54 @@ def _join(problems: list[tuple[str, ConvertError]]) -> str:
     return "no container can be written: " + "; ".join(f"{name}: {error}" for name, error in problems)
 
 
+def _budget_search(recipe: Recipe, report: Report) -> Search | None:
+    """The search of a recipe whose grids follow from a budget."""
+    if not (isinstance(recipe.step, Quantize) and recipe.step.has_budget):
+        return None
+    from gpt54_convert.budget.search import Search
+
+    return Search(recipe.step, recipe.export.threads, report)
+
+
 def _plan_one(
-    name: str, recipe: Recipe, checkpoint: Checkpoint, views: _Views, report: Report
+    name: str, recipe: Recipe, checkpoint: Checkpoint, views: _Views, search: Search | None, report: Report
 ) -> ContainerPlan:
+    wanted = recipe.step.schemes if search is None else ()
+    chosen = _scheme_for(name, wanted) if wanted else None  # before libraries are imported in vain
     refuses = partial(exporter(name).refuses, checkpoint=checkpoint)
     left_out = set(exporter(name).leaves_out(checkpoint))
     checkpoint = checkpoint.with_tensors({k: t for k, t in checkpoint.tensors.items() if k not in left_out})
-    activations = ""
-    if not recipe.step.schemes:
-        assignments, label = _as_source(checkpoint, name), "keep"
+    if search is not None:
+        from gpt54_convert.budget.space import Offer
+
+        def size_bytes(assignments: Mapping[str, Assignment], label: str) -> int:
+            # Views of their own: nothing that is only tried shall be solved.
+            return _laid_out(name, recipe, checkpoint, _Views("rtn"), assignments, label)[0].size_bytes
+
+        choice = search.choose(Offer(name, checkpoint, refuses, size_bytes))
+        found, notes = _laid_out(name, recipe, checkpoint, views, choice.assignments, choice.label)
+        found = replace(found, losses=choice.losses, budget=choice.facts)
+    elif chosen is None:
+        found, notes = _laid_out(name, recipe, checkpoint, views, _as_source(checkpoint, name), "keep")
     else:
-        chosen = _scheme_for(name, recipe.step.schemes)
         keep = parse_keep(recipe.step.keep) if isinstance(recipe.step, Quantize) else {}
-        assignments, label = assign(checkpoint, chosen, keep, refuses), chosen.name
+        assignments = assign(checkpoint, chosen, keep, refuses)
         _check_use(name, chosen, assignments)
-        activations = chosen.default if chosen.activations else ""
+        found, notes = _laid_out(name, recipe, checkpoint, views, assignments, chosen.name)
+    for note in [*_left_out_notes(name, left_out), *notes]:
+        report.note(note)
+    return found
+
+
+def _laid_out(
+    name: str,
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    views: _Views,
+    assignments: Mapping[str, Assignment],
+    label: str,
+) -> tuple[ContainerPlan, Sequence[str]]:
+    """The plan with these grids, and what the container's sink has to say; refuses what it cannot hold."""
     assignments = {key: _as_float(name, checkpoint.tensors[key], a) for key, a in assignments.items()}
     made = {key: views.get(checkpoint.tensors[key], found.grid) for key, found in assignments.items()}
     options = SinkOptions(
@@ -126,13 +171,11 @@ def _plan_one(
         pre=recipe.export.pre,
         shard_bytes=parse_size(recipe.export.shard_size) if recipe.export.shard_size else None,
         layout=recipe.export.layout,
-        activations=activations,
+        activations=_activations(label),
     )
     placed = checkpoint.with_tensors({key: tensor for key, (tensor, _) in made.items()})
-    laid_out = exporter(name).open_sink(placed, Path(), options)  # finds what the container cannot hold
-    for note in [*_left_out_notes(name, left_out), *laid_out.notes]:
-        report.note(note)
-    return ContainerPlan(
+    sink = exporter(name).open_sink(placed, Path(), options)
+    found = ContainerPlan(
         name,
         label,
         assignments,
@@ -140,8 +183,15 @@ def _plan_one(
         {key: tensor.source_bytes for key, tensor in checkpoint.tensors.items()},
         placed,
         options,
-        laid_out.size_bytes,
+        sink.size_bytes,
     )
+    return found, sink.notes
+
+
+def _activations(label: str) -> str:
+    """The grid whose inputs are rounded too, under a scheme that says so."""
+    found = SCHEMES.get(label)
+    return found.default if found and found.activations else ""
 
 
 def _as_float(container: str, tensor: LazyTensor, found: Assignment) -> Assignment:
@@ -192,6 +242,8 @@ def model_name(checkpoint: Checkpoint) -> str:
         path = checkpoint.source.files[0]
     if isinstance(own, str) and own.strip("./") and not own.startswith(("/", ".")):
         return own.rstrip("/").rsplit("/", 1)[-1]
+    if path.parent.name == "snapshots":  # the Hugging Face cache: models--owner--name/snapshots/commit
+        return path.parent.parent.name.rsplit("--", 1)[-1]
     if path.is_dir():
         return _name_in_manifest(path) or path.name
     return re.sub(r"[.-](I?Q\d\w*|MXFP4|B?F(16|32))(-00001-of-\d{5})?$", "", path.stem, flags=re.IGNORECASE)

@@ -23,20 +23,61 @@ class Quantize:
         None, "Bits per weight code: each container gets its scheme of that many.", choices=tuple(BITS)
     )
     scheme: str | None = option(
-        None, "A named mix of grids, or a grid for every matrix (`list schemes`).", metavar="NAME"
+        None,
+        "A named mix of grids, or a grid for every matrix (`list schemes`).",
+        metavar="NAME",
+        listed="schemes",
     )
     method: str = option(
-        "search", "How codes are chosen: rtn (rounding) or search (best scales).", metavar="NAME"
+        "search",
+        "How codes are chosen: rtn (rounding) or search (best scales).",
+        metavar="NAME",
+        listed="methods",
+    )
+    target_bpw: float | None = option(
+        None,
+        "Mix grids for the least loss at so many bits per weight of the files (4.25); measured, needs torch.",
+        metavar="BITS",
+        number=True,
+    )
+    target_size: str | None = option(None, "The same, at files of this size: 350MB, 1.2GiB.", metavar="SIZE")
+    max_kl: float | None = option(
+        None,
+        "Mix grids for the smallest files whose KL stays below it (0.03).",
+        metavar="NATS",
+        number=True,
     )
     keep: tuple[str, ...] = option(
         (), "Put a role on a grid of your own, e.g. head=q8_0, 'ffn.*'=float16.", metavar="ROLE=GRID"
     )
 
     def __post_init__(self) -> None:
-        if self.bits is not None and self.scheme is not None:
-            raise UsageError("--bits and --scheme both choose the grids; give one of them")
+        chosen = [flag for flag, value in self._choosers().items() if value is not None]
+        if len(chosen) > 1:
+            verb = "both" if len(chosen) == 2 else "all"
+            raise UsageError(f"{' and '.join(chosen)} {verb} choose the grids; give one of them")
+        for flag in ("--target-bpw", "--max-kl"):
+            value = self._choosers()[flag]
+            if value is not None and not 0 < float(value) < float("inf"):
+                raise UsageError(f"{flag} {value} is not a positive number")
+        if self.target_size is not None:
+            parse_size(self.target_size)
         if self.bits is not None and self.bits not in BITS:
             raise UsageError(f"--bits {self.bits} is not one of {', '.join(map(str, BITS))}")
+
+    def _choosers(self) -> dict[str, int | float | str | None]:
+        return {
+            "--bits": self.bits,
+            "--scheme": self.scheme,
+            "--target-bpw": self.target_bpw,
+            "--target-size": self.target_size,
+            "--max-kl": self.max_kl,
+        }
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether grids are chosen tensor by tensor, to meet a size or a loss."""
+        return any(value is not None for value in (self.target_bpw, self.target_size, self.max_kl))
 
     @property
     def schemes(self) -> tuple[str, ...]:
@@ -66,7 +107,9 @@ class Export:
     output: Path = option(  # noqa: RUF009 - a frozen field's description, not a shared default
         Path("dist"), "Folder for the artifacts, one subfolder a container.", flags=("-o",), metavar="DIR"
     )
-    to: tuple[str, ...] = option((), "Container to write; repeat for several. Default: all that can hold it.")
+    to: tuple[str, ...] = option(
+        (), "Container to write; repeat for several. Default: all that can hold it.", listed="formats"
+    )
     overwrite: bool = option(False, "Replace artifacts that an earlier run wrote.")
     name: str | None = option(None, "Model name in metadata and file names.", metavar="NAME")
     shard_size: str | None = option(
@@ -77,6 +120,7 @@ class Export:
         "optimum", "How ONNX files are called and placed: optimum or transformers.js.", choices=LAYOUTS
     )
     threads: int = option(0, "Worker threads; 0 takes one per core.", metavar="N")
+    verify: bool = option(True, "Take a quick look at what was written, and record the verdict.")
 
 
 @dataclass(frozen=True)
@@ -110,5 +154,5 @@ def parse_size(text: str) -> int:
     except (ValueError, KeyError, OverflowError):
         raise UsageError(f"{text!r} is not a size; write it as 2GB, 500MB or 1.5GiB") from None
     if size < 1 << 16:
-        raise UsageError(f"{text!r} is too small for a shard; the smallest is 64KiB")
+        raise UsageError(f"{text!r} is too small for a file; the smallest is 64KiB")
     return size

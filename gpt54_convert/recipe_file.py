@@ -33,6 +33,9 @@ from gpt54_convert.recipe import Convert, Export, Quantize, Recipe
 
 # What a [[pass]] may be called: the module and class of each.
 PASSES = {
+    "prune": ("gpt54_convert.prune.step", "Prune"),
+    "distill-init": ("gpt54_convert.distill.options", "DistillInit"),
+    "distill-train": ("gpt54_convert.distill.options", "DistillTrain"),
     "smooth": ("gpt54_convert.transforms.smooth", "Smooth"),
     "gate": ("gpt54_convert.verify.stage", "Gate"),
 }

@@ -5,6 +5,7 @@
 
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -31,10 +32,18 @@ def table(what: str) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
 
 
+def parts_of(name: str) -> list[str]:
+    """The commands of a group of commands; the words of a line (`pipe`) have the options of commands."""
+    command = cli.get_command(None, name)
+    is_group = isinstance(command, click.Group) and not command.chain
+    return command.list_commands(None) if is_group else []
+
+
 def reference() -> str:
     parts = [INTRO, "## Commands\n", f"```text\n{run('--help')}\n```\n"]
     for name in sorted(cli.list_commands(None)):
-        parts.append(f"### {name}\n\n```text\n{run(name, '--help')}\n```\n")
+        for words in (name,), *((name, part) for part in parts_of(name)):
+            parts.append(f"### {' '.join(words)}\n\n```text\n{run(*words, '--help')}\n```\n")
     for what in LISTS:
         parts.append(f"## {what.capitalize()}\n\n{table(what)}\n")
     return "\n".join(parts)

@@ -20,6 +20,15 @@ KEYS = (
     Key("attention.layer_norm_rms_epsilon", "rms_norm_eps", "FLOAT32", default=1e-6),
     Key("vocab_size", "vocab_size"),
 )
+SIZE_KEYS = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "ffn": "intermediate_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocab": "vocab_size",
+}
 EMBEDDING = Weight("embed", "model.embed_tokens", "token_embd", ("vocab", "width"))
 HEAD = Weight("head", "lm_head", "output", ("vocab", "width"), optional=True)
 _HF, _GGUF = "model.layers.{i}.", "blk.{i}."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -139,6 +139,11 @@ class Architecture:
         `rope_freqs` among the keys holds that tensor's values, `vocab_size` the embedding's rows.
     caveats: config -> what a runtime of GGUF does not reproduce, each a sentence for people.
     checks: config -> None, raising UnsupportedError for variants this table does not describe.
+    size_keys: Sizes entry -> where config.json says it (alternatives by `|`); an entry that is missing here
+        follows from the others.
+    layer_types: config -> the kind of each layer's attention, or None where all are alike.
+    width_scales: config -> role -> p, where every runtime multiplies that weight's output by width ** p.
+    whole_heads: whether transformers wants the width to be a multiple of the number of heads.
     tied: whether the head is the embedding when config.json does not say.
     """
 
@@ -161,6 +166,10 @@ class Architecture:
     caveats: Callable[[Config], tuple[str, ...]] = lambda config: ()
     checks: Callable[[Config], None] = lambda config: None
     tied: bool = False
+    size_keys: Mapping[str, str] = field(default_factory=dict)
+    layer_types: Callable[[Config], list[str] | None] = lambda config: None
+    width_scales: Callable[[Config], dict[str, float]] = lambda config: {}
+    whole_heads: bool = True
 
     @cached_property
     def _by_hf(self) -> list[tuple[re.Pattern[str], Weight, bool]]:

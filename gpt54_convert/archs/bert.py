@@ -13,6 +13,7 @@ _HF, _GGUF = "bert.encoder.layer.{i}.", "blk.{i}."
 # llama.h, enum llama_pooling_type: MEAN.  config.json does not tell how a sentence's vector is made of its
 # tokens'; the mean is what sentence-transformers takes unless told otherwise.
 _MEAN = 1
+_INNER = ("heads*head_dim", "width")
 
 
 def sizes(config: Config) -> dict[str, int]:
@@ -54,7 +55,7 @@ def _norm(role: str, hf: str, gguf: str) -> Weight:
     return Weight(role, hf, gguf, ("width",), bias="yes")
 
 
-def _linear(role: str, hf: str, gguf: str, shape: tuple[str, str] = ("width", "width")) -> Weight:
+def _linear(role: str, hf: str, gguf: str, shape: tuple[str, str]) -> Weight:
     return Weight(role, _HF + hf, _GGUF + gguf, shape, bias="yes")
 
 
@@ -72,10 +73,10 @@ ARCHITECTURE = Architecture(
         ),
         Weight("embed.type", "bert.embeddings.token_type_embeddings", "token_types", ("types", "width")),
         _norm("norm.embed", "bert.embeddings.LayerNorm", "token_embd_norm"),
-        _linear("attn.q", "attention.self.query", "attn_q"),
-        _linear("attn.k", "attention.self.key", "attn_k"),
-        _linear("attn.v", "attention.self.value", "attn_v"),
-        _linear("attn.out", "attention.output.dense", "attn_output"),
+        _linear("attn.q", "attention.self.query", "attn_q", _INNER),
+        _linear("attn.k", "attention.self.key", "attn_k", _INNER),
+        _linear("attn.v", "attention.self.value", "attn_v", _INNER),
+        _linear("attn.out", "attention.output.dense", "attn_output", _INNER[::-1]),
         _norm("norm.post_attn", _HF + "attention.output.LayerNorm", _GGUF + "attn_output_norm"),
         _linear("ffn.up", "intermediate.dense", "ffn_up", ("ffn", "width")),
         _linear("ffn.down", "output.dense", "ffn_down", ("width", "ffn")),
@@ -91,6 +92,13 @@ ARCHITECTURE = Architecture(
         Key("attention.layer_norm_epsilon", "layer_norm_eps", "FLOAT32", default=1e-12),
         Key("vocab_size", "vocab_size"),
     ),
+    size_keys={
+        "layers": "num_hidden_layers",
+        "width": "hidden_size",
+        "ffn": "intermediate_size",
+        "heads": "num_attention_heads",
+        "vocab": "vocab_size",
+    },
     prefixes=("-bert.",),
     renames=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
     ignored=(r"(bert\.)?embeddings\.(position_ids|token_type_ids)",),

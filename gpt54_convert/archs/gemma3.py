@@ -48,6 +48,11 @@ def layer_types(config: Config) -> list[bool]:
     return _periodic(depth, period)
 
 
+def type_names(local: list[bool]) -> list[str]:
+    """What config.json calls local and global layers."""
+    return ["sliding_attention" if each else "full_attention" for each in local]
+
+
 def _periodic(depth: int, period: int) -> list[bool]:
     return [bool((layer + 1) % period) for layer in range(depth)]
 
@@ -107,7 +112,7 @@ def hf_extra(keys: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
         **extra,
         "hidden_activation": "gelu_pytorch_tanh",
         "sliding_window": window or WINDOW,
-        "layer_types": ["sliding_attention" if each else "full_attention" for each in local],
+        "layer_types": type_names(local),
         "query_pre_attn_scalar": width // heads if depth == _LAYERS_27B else extra["head_dim"],
         "final_logit_softcapping": keys.get("final_logit_softcapping"),
     }
@@ -134,10 +139,13 @@ ARCHITECTURE = Architecture(
         _decoder.HEAD,
     ),
     keys=tuple(Key(key.gguf, key.hf, key.type, _DEFAULTS.get(key.hf, key.default)) for key in _decoder.KEYS),
+    size_keys=_decoder.SIZE_KEYS,
     prefixes=_decoder.PREFIXES,
     ignored=_decoder.IGNORED,
     gguf_extra=gguf_extra,
     hf_extra=hf_extra,
     checks=checks,
     tied=True,
+    layer_types=lambda config: type_names(layer_types(config)),
+    width_scales=lambda config: {"embed": 0.5},
 )

@@ -87,6 +87,11 @@ def _start(config: Config) -> int:
     return int(start if start is not None else pad or 0)
 
 
+def width_scales(config: Config) -> dict[str, float]:
+    """A tied T5 multiplies the decoder's output by width**-0.5."""
+    return {} if config.get("tie_word_embeddings") is False else {"norm.final": -0.5}
+
+
 def gguf_scales(config: Config) -> dict[str, float]:
     """A tied T5 multiplies the decoder's output by width**-0.5; llama.cpp does not, so the norm does."""
     if config.get("tie_word_embeddings") is False:
@@ -178,6 +183,17 @@ ARCHITECTURE = Architecture(
         Key("attention.relative_buckets_count", "relative_attention_num_buckets", default=32),
         Key("vocab_size", "vocab_size"),
     ),
+    size_keys={
+        "encoder_layers": "num_layers",
+        "layers": "num_decoder_layers",
+        "width": "d_model",
+        "ffn": "d_ff",
+        "heads": "num_heads",
+        "head_dim": "d_kv",
+        "vocab": "vocab_size",
+    },
+    width_scales=width_scales,
+    whole_heads=False,
     renames=((r"^(encoder|decoder)\.embed_tokens\.weight$", "shared.weight"),),
     ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
     gguf_extra=gguf_extra,

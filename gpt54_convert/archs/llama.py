@@ -47,6 +47,7 @@ ARCHITECTURE = Architecture(
         _decoder.HEAD,
     ),
     keys=_decoder.KEYS,
+    size_keys=_decoder.SIZE_KEYS,
     prefixes=_decoder.PREFIXES,
     ignored=_decoder.IGNORED,
     gguf_extra=gguf_extra,

@@ -24,6 +24,18 @@ def hf_extra(keys: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
     return {**_decoder.hf_extra(keys), "hidden_act": "silu", "use_sliding_window": False}
 
 
+def layer_types(config: Config) -> list[str] | None:
+    """The last layers attend through a window, where one is used at all."""
+    if config.get("layer_types"):
+        return list(config["layer_types"])
+    window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
+    if window is None:
+        return None
+    first = config.get("max_window_layers", 28)
+    depth = _decoder.sizes(config)["layers"]
+    return ["sliding_attention" if layer >= first else "full_attention" for layer in range(depth)]
+
+
 def caveats(config: Config) -> tuple[str, ...]:
     window = config.get("sliding_window") if config.get("use_sliding_window") else None
     return _decoder.window_caveat(config, window)
@@ -46,10 +58,12 @@ ARCHITECTURE = Architecture(
         _decoder.HEAD,
     ),
     keys=_decoder.KEYS,
+    size_keys=_decoder.SIZE_KEYS,
     prefixes=_decoder.PREFIXES,
     ignored=_decoder.IGNORED,
     gguf_extra=gguf_extra,
     hf_extra=hf_extra,
     caveats=caveats,
+    layer_types=layer_types,
     checks=lambda config: _decoder.check_activation(config, "hidden_act", ("silu", "swish")),
 )

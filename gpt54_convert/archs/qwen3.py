@@ -43,10 +43,12 @@ ARCHITECTURE = Architecture(
         _decoder.HEAD,
     ),
     keys=_decoder.KEYS,
+    size_keys=_decoder.SIZE_KEYS,
     prefixes=_decoder.PREFIXES,
     ignored=_decoder.IGNORED,
     gguf_extra=lambda config: _decoder.gguf_extra({"head_dim": 128, **config}),
     hf_extra=hf_extra,
     caveats=qwen2.caveats,
+    layer_types=qwen2.layer_types,
     checks=checks,
 )

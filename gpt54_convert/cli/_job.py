@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import click
 
 from gpt54_convert.cli._options import resolve_model
 from gpt54_convert.cli._terminal import TerminalReport, print_json, print_table, size_text
+from gpt54_convert.cli._verdict import verdict_line
 
 _HEADER = ("tensors", "grid", "count", "weights", "bpw", "before", "after", "rel. error")
 
@@ -39,7 +41,11 @@ def do_recipe(recipe: Any, dry_run: bool, as_json: bool, report: TerminalReport)
         return
     from gpt54_convert import pipeline
 
-    artifacts = pipeline.run(recipe, report)
+    show(pipeline.run(recipe, report), recipe, as_json, report)
+
+
+def show(artifacts: Sequence[Any], recipe: Any, as_json: bool, report: TerminalReport) -> None:
+    """Print what was written."""
     if as_json:
         print_json(
             {
@@ -48,11 +54,42 @@ def do_recipe(recipe: Any, dry_run: bool, as_json: bool, report: TerminalReport)
                 "artifacts": [_as_dict(artifact) for artifact in artifacts],
             }
         )
-        return
-    for artifact in artifacts:
-        if not report.quiet:
+    elif not report.quiet:
+        for artifact in artifacts:
             _print(f"{artifact.container}: {artifact.label}", artifact.tensors, artifact.totals, report)
-            click.echo("\n".join(f"  {path}" for path in artifact.files) + "\n")
+            click.echo("\n".join(f"  {path}" for path in artifact.files))
+            click.echo(f"  {verdict_line(artifact.verdict)}\n")
+    _conclude(artifacts, report)
+
+
+def _conclude(artifacts: Sequence[Any], report: TerminalReport) -> None:
+    """Say what could not be measured in one note; exit with 3 where a verdict is `fail`."""
+    from gpt54_convert.verify.verdict import FAIL, UNKNOWN
+
+    verdicts = [(artifact.folder, artifact.verdict) for artifact in artifacts if artifact.verdict]
+    missing = {
+        package: install for _, v in verdicts for package, install in v.about.get("missing", {}).items()
+    }
+    if missing:
+        installs = " and ".join(dict.fromkeys(missing.values()))
+        report.note(
+            f"files and weights were verified, but the model was not run, for {', '.join(missing)} is not "
+            f"installed: {installs}, then `gpt54-convert verify {verdicts[0][0]}`"
+        )
+    for folder, verdict in verdicts:
+        unknown = [check.detail for check in verdict.checks if check.outcome == UNKNOWN]
+        if unknown and not missing:
+            report.note(f"{folder}: could not measure everything: {unknown[0]}")
+    failed = [(folder, verdict) for folder, verdict in verdicts if verdict.outcome == FAIL]
+    for folder, verdict in failed:
+        first = next(check for check in verdict.checks if check.outcome == FAIL)
+        click.echo(
+            f"Error: {folder} was written, but fails its verification: {first.kind}, {first.name}: "
+            f"{first.detail}; look closer with `gpt54-convert verify {folder}`",
+            err=True,
+        )
+    if failed:
+        sys.exit(3)
 
 
 def _plan(recipe: Any, as_json: bool, report: TerminalReport) -> None:
@@ -77,12 +114,15 @@ def _plan(recipe: Any, as_json: bool, report: TerminalReport) -> None:
 
 
 def _as_dict(artifact: Any) -> dict[str, Any]:
+    from gpt54_convert.verify.quick import summary
+
     return {
         "container": artifact.container,
         "scheme": artifact.label,
         "folder": str(artifact.folder),
         "files": [str(path) for path in artifact.files],
         "totals": artifact.totals,
+        "verification": summary(artifact.verdict),
         "tensors": artifact.tensors,
     }
 

@@ -32,6 +32,9 @@ def build(kind: type[Any], values: dict[str, Any]) -> Any:
 def _option(field: dataclasses.Field[Any]) -> Callable[[Decorated], Decorated]:
     extra = field.metadata
     flags = (*extra.get("flags", ()), f"--{field.name.replace('_', '-')}")
+    if field.default is True:
+        switch = f"{flags[-1]}/--no-{flags[-1].removeprefix('--')}"
+        return click.option(switch, field.name, default=True, help=extra["help"], show_default=True)
     if isinstance(field.default, bool):
         return click.option(*flags, field.name, is_flag=True, help=extra["help"])
     kind: Any = str
@@ -41,7 +44,9 @@ def _option(field: dataclasses.Field[Any]) -> Callable[[Decorated], Decorated]:
         kind = click.Path(path_type=Path)
     elif isinstance(field.default, int):
         kind = click.IntRange(min=0)
-    elif isinstance(field.default, float):
+    elif "minimum" in extra:
+        kind = click.IntRange(min=extra["minimum"])
+    elif "number" in extra or isinstance(field.default, float):
         kind = float
     several = isinstance(field.default, tuple)
     shown = field.default if field.default not in (None, (), 0) else None
@@ -54,7 +59,19 @@ def _option(field: dataclasses.Field[Any]) -> Callable[[Decorated], Decorated]:
         help=extra["help"],
         metavar=extra.get("metavar"),
         show_default=str(shown) if shown is not None else False,
+        shell_complete=_names(extra["listed"]) if "listed" in extra else None,
     )
+
+
+def _names(what: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Completes the names of a list; of containers, those that can be written."""
+
+    def complete(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+        from gpt54_convert.cli.list_ import LISTS
+
+        return [row[0] for row in LISTS[what]()[1] if row[0].startswith(begun) and row[1] != "read"]
+
+    return complete
 
 
 class _Choice(click.Choice[str]):

@@ -9,7 +9,7 @@ import click
 
 from gpt54_convert.cli._terminal import print_table, size_text
 from gpt54_convert.verify.reports import number, stages
-from gpt54_convert.verify.verdict import FAIL, PASS, Verdict
+from gpt54_convert.verify.verdict import FAIL, PASS, SKIPPED, Verdict
 
 _WORDS = {PASS: ("pass", "green"), FAIL: ("FAIL", "red")}
 
@@ -46,6 +46,26 @@ def show(verdict: Verdict, verbose: bool) -> None:
         print_table("", ("tensor", "grid", "error", "verdict"), tensors)
     word, colour = _WORDS.get(verdict.outcome, ("COULD NOT MEASURE", "yellow"))
     click.secho(f"Verdict: {word}", fg=colour, bold=True)
+
+
+def verdict_line(verdict: Verdict | None) -> str:
+    """The quick look at something written, in one line."""
+    if verdict is None:
+        return "not verified"
+    from gpt54_convert.verify.quick import outcomes
+
+    words = {FAIL: "FAIL", PASS: "pass"}
+    word = words.get(verdict.outcome, "could not measure everything")
+    parts = [f"{kind} {outcome}" for kind, outcome in outcomes(verdict).items() if kind != "outputs"]
+    figures = {name: number(figure["value"]) for name, figure in verdict.figures.items()}
+    skipped = next((c.detail for c in verdict.checks if (c.kind, c.outcome) == ("outputs", SKIPPED)), "")
+    if "kl_mean_nats" in figures:
+        parts.append(f"mean KL {figures['kl_mean_nats']} nats, top-1 {figures['top1_agreement']}")
+    elif "hidden_nmse" in figures:
+        parts.append(f"NMSE {figures['hidden_nmse']}, cosine {figures['cosine_mean']}")
+    elif skipped:
+        parts.append(f"outputs skipped: {skipped}")
+    return f"verified quickly: {word} ({', '.join(parts)})"
 
 
 def _first(split: Mapping[str, Any]) -> Mapping[str, Any]:

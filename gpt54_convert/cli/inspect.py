@@ -21,14 +21,26 @@ def command(model: Path | None, as_json: bool, quiet: bool, verbose: bool) -> No
     """
     from gpt54_convert import inspection, loaders
 
-    path = resolve_model(model)
+    path, report = resolve_model(model), TerminalReport(quiet, verbose)
     if model is None:
-        TerminalReport(quiet, verbose).note(f"no MODEL given: inspecting the embedded model {path.name}")
-    found = inspection.describe(loaders.load(path))
+        report.note(f"no MODEL given: inspecting the embedded model {path.name}")
+    checkpoint = loaders.load(path)
+    for note in checkpoint.notes:
+        report.note(note)
+    found = inspection.describe(checkpoint)
     if as_json:
         print_json(found)
     elif not quiet:
         _print(found, verbose)
+
+
+def _history(found: dict[str, Any]) -> list[tuple[str, str]]:
+    tier = found["family"]
+    scaled = "" if not tier or tier["scale"] == "1" else f", scaled by {tier['scale']}"
+    return [
+        *([("family", f"{tier['tier']} of {tier['of']}{scaled}")] if tier else []),
+        *([("weights", found["weights"])] if found["weights"] else []),
+    ]
 
 
 def _print(found: dict[str, Any], verbose: bool) -> None:
@@ -41,6 +53,7 @@ def _print(found: dict[str, Any], verbose: bool) -> None:
         ("size", f"{size_text(found['size_bytes'])} ({found['size_bytes']:,} bytes of tensors)"),
         ("bits per weight", f"{found['bits_per_weight']:.3f}"),
         ("tokenizer", found["tokenizer"]),
+        *_history(found),
         *((name, f"{value:,}") for name, value in found["sizes"].items()),
     ]
     print_table("", ("", ""), facts)

@@ -58,12 +58,27 @@ def _formats() -> Listing:
     return ("format", "direction", "what it is"), rows
 
 
+def _leaves(package: str, title: str) -> Callable[[], Listing]:
+    """The files of a leaf folder with what each says of itself."""
+
+    def rows() -> Listing:
+        from gpt54_convert.core import discover
+
+        found = discover.names(package)
+        return (title, "what it does"), [(name, discover.load(package, name).DESCRIPTION) for name in found]
+
+    return rows
+
+
 LISTS: dict[str, Callable[[], Listing]] = {
     "architectures": _architectures,
     "grids": _grids,
     "schemes": _schemes,
     "methods": _methods,
     "formats": _formats,
+    "layer-choices": _leaves("gpt54_convert.prune.layers", "layer choice"),
+    "criteria": _leaves("gpt54_convert.prune.criteria", "criterion"),
+    "importances": _leaves("gpt54_convert.prune.importance", "importance"),
 }
 
 
@@ -71,7 +86,7 @@ LISTS: dict[str, Callable[[], Listing]] = {
 @click.argument("what", type=click.Choice(list(LISTS)))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(what: str, as_json: bool) -> None:
-    """List what this version knows: architectures, grids, schemes, methods or formats."""
+    """List what this version knows of WHAT, by name."""
     header, rows = LISTS[what]()
     if as_json:
         entries: list[dict[str, Any]] = [dict(zip(header, row, strict=True)) for row in rows]

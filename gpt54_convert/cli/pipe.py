@@ -110,8 +110,8 @@ def _recipe(parts: Sequence[Part]) -> Any:
     return Recipe(source, found.get("step") or Convert(), found.get("export") or Export(), tuple(passes))
 
 
-def write_new(path: Path, text: str) -> None:
-    """Write a text file that must not exist yet."""
+def write_new(path: Path, text: str, option: str = "--save") -> None:
+    """Write a text file that must not exist yet; `option` is the one that names another."""
     from gpt54_convert.core.workspace import as_output_error
     from gpt54_convert.errors import OutputError
 
@@ -119,6 +119,6 @@ def write_new(path: Path, text: str) -> None:
         with open(path, "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise OutputError(f"{path} exists; name another file with --save") from error
+        raise OutputError(f"{path} exists; name another file with {option}") from error
     except OSError as error:
         raise as_output_error(error, path) from error

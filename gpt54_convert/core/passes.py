@@ -38,6 +38,13 @@ class Pass(Protocol):
         """
         ...
 
+    def outline(self, checkpoint: Checkpoint) -> Checkpoint:
+        """What `apply` would declare, for a plan: its tensors have their shapes and must not be read.
+
+        Raises what `apply` would before any work.
+        """
+        ...
+
 
 def as_dict(step: Pass) -> dict[str, Any]:
     """A pass as data: its name and its fields."""

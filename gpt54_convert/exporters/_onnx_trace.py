@@ -32,11 +32,12 @@ from gpt54_convert.forward import torch_model
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 # What the exporters of torch and onnxscript say to programmers.
-_CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.fx", "torch.export")
+_CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.fx", "torch.export", "torch.__trace")
 
 
 _KEPT = 2
 _kept: dict[str, list[Traced]] = {}
+_used: dict[str, set[str]] = {}
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,16 @@ class Traced:
 
     stem: str
     model: ir.Model
-    sources: Mapping[str, str]
+    sources: dict[str, str]
 
 
 def used_tensors(checkpoint: Checkpoint) -> set[str]:
     """The checkpoint's tensors that its graphs will read.  Raises InputError where one is missing."""
-    return set(_sources(torch_model.build(checkpoint), checkpoint).values())
+    key = _key(checkpoint, "")
+    if key not in _used:
+        _used.clear()
+        _used[key] = set(_sources(torch_model.build(checkpoint), checkpoint).values())
+    return _used[key]
 
 
 def trace(checkpoint: Checkpoint, dtype: str) -> list[Traced]:
@@ -71,7 +76,9 @@ def trace(checkpoint: Checkpoint, dtype: str) -> list[Traced]:
         while len(_kept) >= _KEPT:
             del _kept[next(iter(_kept))]
         _kept[key] = _trace(checkpoint, dtype)
-    return [replace(traced, model=traced.model.clone()) for traced in _kept[key]]
+    return [
+        replace(traced, model=traced.model.clone(), sources=dict(traced.sources)) for traced in _kept[key]
+    ]
 
 
 def _key(checkpoint: Checkpoint, dtype: str) -> str:

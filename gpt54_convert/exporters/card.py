@@ -42,15 +42,17 @@ def write(
     container: str,
     tensors: Sequence[Row],
     totals: Row,
+    verified: str = "",
 ) -> Path:
     """Write the card of the artifact in `folder`; returns its path.
 
     tensors: one row a tensor, with `name`, `role`, `shape`, `grid`, `bits_per_weight`, `relative_error` and,
         where the grid is not the scheme's own, `reason`.
     totals: `parameters`, `size_bytes`, `bits_per_weight` of the whole.
+    verified: a sentence on what verifying it came to.
     Raises OutputError where it cannot be written.
     """
-    text = render(folder, checkpoint, options, container, tensors, totals)
+    text = render(folder, checkpoint, options, container, tensors, totals, verified)
     path = folder / CARD
     try:
         path.write_text(text, encoding="utf-8")
@@ -66,6 +68,7 @@ def render(
     container: str,
     tensors: Sequence[Row],
     totals: Row,
+    verified: str = "",
 ) -> str:
     """The card's text; `folder` is looked into for the names of files only."""
     quantized = any(grid(row["grid"]).kind != FLOAT for row in tensors)
@@ -76,13 +79,39 @@ def render(
         f"Made by gpt54-convert {__version__}: {totals['parameters']:,} parameters in "
         f"{totals['size_bytes']:,} bytes, {totals['bits_per_weight']:.3f} bits per weight.",
         "",
+        *_history(checkpoint),
         *_table(tensors),
         *_exceptions(tensors),
+        *([verified, ""] if verified else []),
         "## How to load",
         "",
         *_how_to_load(folder, checkpoint, container, quantized),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _history(checkpoint: Checkpoint) -> list[str]:
+    """What config.json says was done to the weights before: drawn at random, pruned, distilled."""
+    own = checkpoint.config.get("gpt54_convert")
+    if not isinstance(own, Mapping):
+        return []
+    lines = []
+    if own.get("weights") == "random":
+        told = ", ".join(f"{key} {_plain(str(own.get(key)))}" for key in ("tier", "scale", "seed"))
+        lines.append(f"**The weights are random** ({told}): this model has learned nothing.")
+    pruned = own.get("pruned")
+    if isinstance(pruned, Mapping):
+        lines.append(f"Pruned; before that: {_plain(json.dumps(pruned)[:2000])}.")
+    for key, words in (
+        ("mapped", "First weights taken from a teacher, by a map"),
+        ("distilled", "Distilled"),
+    ):
+        if isinstance(own.get(key), Mapping):
+            told = ", ".join(
+                f"{name.replace('_', ' ')} {_plain(str(each))}" for name, each in own[key].items()
+            )
+            lines.append(f"{words}: {told[:2000]}.")
+    return [part for line in lines for part in (line, "")]
 
 
 def _front_matter(checkpoint: Checkpoint, options: SinkOptions, container: str, quantized: bool) -> list[str]:

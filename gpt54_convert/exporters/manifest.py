@@ -49,8 +49,12 @@ def write(
     name: str,
     tensors: Sequence[Mapping[str, Any]],
     totals: Mapping[str, Any],
+    verification: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Hash every file of `folder` and write its manifest; returns the manifest's path."""
+    """Hash every file of `folder` and write its manifest; returns the manifest's path.
+
+    verification: the verdict over what was written, as `verify.quick.summary` puts it.
+    """
     outputs = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     content = {
         "schema": SCHEMA,
@@ -64,6 +68,7 @@ def write(
         "source": source,
         "recipe": recipe,
         "totals": totals,
+        **({"verification": verification} if verification else {}),
         "outputs": file_entries(outputs, folder),
         "tensors": tensors,
     }

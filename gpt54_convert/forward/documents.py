@@ -47,7 +47,7 @@ def cut(text: str, checkpoint: Checkpoint, tokens: int, context: int) -> list[Do
     """
     tokenize = tokenizer(checkpoint)
     kind = archs.by_name(checkpoint.architecture).kind if checkpoint.architecture else "decoder"
-    context = min(context, _longest(checkpoint))
+    context = min(context, longest(checkpoint))
     vocab = int(checkpoint.config.get("vocab_size") or 1 << 31)
     found: list[Document] = []
     left = tokens
@@ -72,7 +72,7 @@ def cut(text: str, checkpoint: Checkpoint, tokens: int, context: int) -> list[Do
     return found
 
 
-def _longest(checkpoint: Checkpoint) -> int:
+def longest(checkpoint: Checkpoint) -> int:
     for key in ("max_position_embeddings", "n_positions", "n_ctx"):
         if checkpoint.config.get(key):
             return int(checkpoint.config[key])
@@ -102,7 +102,7 @@ def _stretches(text: str, tokenize: Any, count: int) -> Iterator[list[int]]:
 def _document(
     ids: list[int], length: int, kind: str, tokenize: Any, checkpoint: Checkpoint
 ) -> Document | None:
-    before, after = _specials(tokenize)
+    before, after = specials(tokenize)
     if kind == "encoder":
         body = ids[: length - len(before) - len(after)]
         return Document(np.array([*before, *body, *after]), np.empty(0, np.int64)) if body else None
@@ -118,7 +118,7 @@ def _document(
     return Document(np.array(stream[:-1]), np.array(stream[1:]))
 
 
-def _specials(tokenize: Any) -> tuple[list[int], list[int]]:
+def specials(tokenize: Any) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer puts before and after a text."""
     plain = tokenize.encode("a", add_special_tokens=False).ids
     full = tokenize.encode("a", add_special_tokens=True).ids

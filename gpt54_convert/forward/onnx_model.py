@@ -69,7 +69,12 @@ class Graph:
 
 
 class OnnxModel:
-    """A folder of graphs of one kind of model (`decoder`, `encoder`, `encoder-decoder`)."""
+    """A folder of graphs of one kind of model (`decoder`, `encoder`, `encoder-decoder`).
+
+    int8_inputs: its kernels round what enters a quantized layer (MatMulNBits at accuracy level 4).
+    """
+
+    int8_inputs = True
 
     def __init__(
         self, folder: Path, kind: str, threads: int, contents: Mapping[str, bytes] | None = None

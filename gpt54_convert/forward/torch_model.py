@@ -2,12 +2,15 @@
 
 The model code is transformers' own.  It is built without weights; accelerate's hooks then fetch each
 module's tensors when the module runs and drop them after it, so that memory is bounded by the largest
-module and not by the model.  Whatever fits into `keep_bytes` is kept between batches.
+module and not by the model.  A model that fits into `keep_bytes` is kept between batches.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Iterator, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +26,17 @@ from gpt54_convert.errors import InputError, UnsupportedError
 from gpt54_convert.forward.batch import Batch, Floats
 
 KEEP_BYTES = 1 << 30
+_SMALL = 1 << 22  # bytes of norms and biases, kept of a model that does not fit
+
+
+def _return_freed_memory() -> None:
+    """Make glibc give large freed blocks back: weights come and go, and its heap would keep their pages."""
+    mmap_threshold = -3
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(mmap_threshold, 4 << 20)
+
+
+_return_freed_memory()
 
 
 class Weights(Mapping[str, torch.Tensor]):
@@ -126,7 +140,11 @@ def _named_class(checkpoint: Checkpoint) -> Any:
 
 
 class TorchReference:
-    """A checkpoint run by transformers' code in float32 (or `dtype`)."""
+    """A checkpoint run by transformers' code in float32 (or `dtype`).
+
+    int8_inputs: weight -> group; the inputs of that weight's layer are rounded to 8 bits in groups, each with
+    a scale of its own, as integer kernels do.
+    """
 
     def __init__(
         self,
@@ -134,13 +152,22 @@ class TorchReference:
         threads: int = 0,
         dtype: torch.dtype = torch.float32,
         keep_bytes: int = KEEP_BYTES,
+        int8_inputs: Mapping[str, int] | None = None,
     ) -> None:
         self.runtime = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
         self._threads = threads
         self.model = build(checkpoint).to(dtype)
-        weights = Weights(checkpoint, self.model, dtype, keep_bytes)
+        # A part of the weights kept would save little time; what counts then is memory.
+        fits = checkpoint.parameter_count * dtype.itemsize <= keep_bytes
+        keep = keep_bytes if fits else min(keep_bytes, _SMALL)
+        self.weights = weights = Weights(checkpoint, self.model, dtype, keep)
         for name, _ in self.model.named_parameters(remove_duplicate=False):
             weights.source(name)  # a missing tensor is found before anything runs
+        for name, module in self.model.named_modules() if int8_inputs else ():
+            if isinstance(module, (torch.nn.Linear, transformers.pytorch_utils.Conv1D)):
+                group = (int8_inputs or {}).get(weights.source(f"{name}.weight"))
+                if group:
+                    module.register_forward_pre_hook(partial(_round_inputs, group))
         attach_align_device_hook(
             self.model, execution_device=torch.device("cpu"), offload=True, weights_map=weights
         )
@@ -163,6 +190,17 @@ class TorchReference:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del self.model
+
+
+def _round_inputs(group: int, module: Any, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """Inputs [.., columns] as 8-bit codes times one scale a group, as integer kernels compute."""
+    del module
+    values = arguments[0]
+    if values.shape[-1] % group:
+        return arguments
+    groups = values.reshape(*values.shape[:-1], -1, group)
+    scale = (groups.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-30)
+    return ((groups / scale).round().mul(scale).reshape(values.shape),)
 
 
 def inputs(batch: Batch) -> dict[str, torch.Tensor]:

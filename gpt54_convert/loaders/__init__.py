@@ -47,7 +47,8 @@ def load(path: str | Path) -> Checkpoint:
 def _inside(folder: Path) -> list[str]:
     """Subfolders that are models themselves, as in the output of an earlier run."""
     try:
-        folders = sorted(entry for entry in folder.iterdir() if entry.is_dir())[:50]
+        entries = [*folder.iterdir(), *(folder / "snapshots").glob("*")]  # the latter: Hugging Face's cache
+        folders = sorted(entry for entry in entries if entry.is_dir())[:50]
         return [str(each) for each in folders if any(loader.matches(each) for loader in loaders())][:5]
     except OSError:
         return []

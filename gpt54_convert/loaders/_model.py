@@ -13,6 +13,7 @@ from gpt54_convert.core.dtypes import is_float
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import InputError
 from gpt54_convert.loaders._folder import SideFiles
+from gpt54_convert.loaders._text_part import text_part
 from gpt54_convert.loaders._tying import equal, settle_tying
 
 LAYER_LIMIT = 100_000
@@ -24,6 +25,7 @@ def build(source: Source, raw: Mapping[str, LazyTensor], side: SideFiles) -> Che
     An architecture that nobody described keeps its names and is not checked.
     Raises InputError where tensors and config.json disagree, UnsupportedError for an undescribed variant.
     """
+    raw, side, notes = text_part(raw, side)
     architecture = archs.for_config(side.config)
     tensors = without_twins(raw)
     config: Mapping[str, Any] = side.config
@@ -33,7 +35,7 @@ def build(source: Source, raw: Mapping[str, LazyTensor], side: SideFiles) -> Che
         tensors = _canonical(architecture, tensors)
         tensors = {
             name: _checked(architecture, expected, sizes, tensors[name])
-            for name in sorted(tensors, key=_layer_by_layer(architecture))
+            for name in sorted(tensors, key=layer_by_layer(architecture))
         }
         tensors, config = settle_tying(tensors, config, architecture)
         _check_complete(expected, tensors)
@@ -44,6 +46,7 @@ def build(source: Source, raw: Mapping[str, LazyTensor], side: SideFiles) -> Che
         architecture=None if architecture is None else architecture.name,
         generation_config=side.generation_config,
         tokenizer=side.tokenizer,
+        notes=notes,
     )
 
 
@@ -81,7 +84,7 @@ def without_twins(raw: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     return kept
 
 
-def _layer_by_layer(architecture: Architecture) -> Callable[[str], tuple[int, ...]]:
+def layer_by_layer(architecture: Architecture) -> Callable[[str], tuple[int, ...]]:
     """A key that sorts names as the model runs; files sort them by type and letter instead."""
     places: dict[tuple[str, str], tuple[int, int]] = {}
     stacks: dict[str, int] = {}

@@ -56,7 +56,7 @@ class QTensor:
 
         Only for grids without `levels`.
         """
-        scale, offset = self._scales()
+        scale, offset = self.scales()
         if self.grid.symmetric:
             return scale, scale * np.float32(-(1 << (self.grid.bits - 1)))
         if offset is None and self.offset is not None:
@@ -67,14 +67,15 @@ class QTensor:
         """The values that the codes stand for, [rows, columns] float32."""
         rows, columns = self.codes.shape
         group = self.grid.group or columns
-        levels = self._levels().reshape(rows, columns // group, group)
-        scale, offset = self._scales()
+        levels = self.unscaled().reshape(rows, columns // group, group)
+        scale, offset = self.scales()
         values = levels * scale[..., None]
         if offset is not None:
             values += offset[..., None]
         return values.reshape(rows, columns)
 
-    def _levels(self) -> NDArray[np.float32]:
+    def unscaled(self) -> NDArray[np.float32]:
+        """What the codes stand for before scaling, [rows, columns]; an integer zero is taken off."""
         table = self.levels()
         if table is not None:
             return table[self.codes]
@@ -88,7 +89,7 @@ class QTensor:
             grouped -= self.offset.astype(np.float32)[..., None]
         return levels
 
-    def _scales(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    def scales(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Effective scale and added offset of each group, [rows, groups] float32."""
         if self.grid.kind == SUPER:
             return self._super_scales()

@@ -20,6 +20,7 @@ from gpt54_convert.quantize.assign import place
 from gpt54_convert.quantize.grids import grid
 from gpt54_convert.verify.verdict import FAIL, PASS, Check
 
+_PRESERVING = {"smooth", "rotate", "fold", "gate"}  # passes after which a model still answers as before
 _SUFFIXES = {".gguf": "gguf", ".onnx": "onnx", ".safetensors": "safetensors"}
 
 
@@ -41,6 +42,25 @@ class Subject:
         """The model it was made from, as its manifest says."""
         recorded = self.manifest.get("source", {}).get("path")
         return Path(recorded) if isinstance(recorded, str) else None
+
+    @property
+    def fitted(self) -> tuple[Mapping[str, Any], ...]:
+        """The user's texts that it was calibrated on, as its manifest records them."""
+        found = self.manifest.get("recipe", {}).get("fitted_to", [])
+        return tuple(entry for entry in found if isinstance(entry, dict)) if isinstance(found, list) else ()
+
+    @property
+    def by_weights_alone(self) -> bool:
+        """Whether its codes were chosen by the weights' own error; unknown artifacts are taken for it."""
+        step = self.manifest.get("recipe", {}).get("quantize", {})
+        return step.get("method", "rtn") in ("rtn", "search") and not (
+            step.get("calibration") or step.get("imatrix")
+        )
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it is another model than its source: pruned or distilled, not merely stored otherwise."""
+        return bool(set(self.passes) - _PRESERVING)
 
     @property
     def passes(self) -> tuple[str, ...]:
@@ -80,6 +100,16 @@ def locate(path: Path) -> Subject:
     if (path / "config.json").exists():
         return Subject("safetensors", path, path, manifest)
     raise InputError(f"{path}: holds no artifact (no .gguf, no .onnx, no config.json with safetensors)")
+
+
+def written(container: str, folder: Path, manifest: Mapping[str, Any]) -> Subject:
+    """What has just been written into `folder`, with what its manifest will say."""
+    if container == "gguf":
+        path = sorted(folder.glob("*.gguf"))[0]  # the first of its shards
+    else:
+        bare = [] if (folder / "config.json").exists() else sorted(folder.glob("*.safetensors"))
+        path = bare[0] if len(bare) == 1 else folder  # a model without a config is a lone file
+    return Subject(container, path, folder, manifest)
 
 
 def _manifest(folder: Path) -> Mapping[str, Any]:
@@ -122,8 +152,16 @@ def check_files(subject: Subject) -> list[Check]:
 
 
 def load_tensors(subject: Subject) -> Checkpoint | None:
-    """The artifact's own tensors through our loaders; None for a container that none of them reads."""
-    if not any(loader.matches(subject.path) for loader in loaders.loaders()) or subject.container == "onnx":
+    """The artifact's own tensors; None where they cannot be read back (foreign ONNX graphs, no onnx)."""
+    if subject.container == "onnx":
+        try:
+            from gpt54_convert.verify import onnx_weights
+        except ImportError:
+            return None
+        return onnx_weights.read(
+            subject.path, {row["name"]: row for row in subject.manifest.get("tensors", ())}
+        )
+    if not any(loader.matches(subject.path) for loader in loaders.loaders()):
         return None
     return loaders.load(subject.path)
 

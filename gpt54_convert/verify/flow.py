@@ -44,19 +44,23 @@ def _static(
     result: Verdict, subject: Subject, source: Checkpoint, artifact: Checkpoint | None, report: Report
 ) -> Verdict:
     """What can be told without running the model."""
-    checks = [*result.checks, *static.check_config(subject, source, artifact)]
+    checks = list(result.checks)
+    if not subject.is_student:
+        checks += static.check_config(subject, source, artifact)
     try:
         checks += tokenizer.check(subject, source)
     except MeasureError as error:
         checks.append(Check("tokenizer", "ids", UNKNOWN, str(error)))
     rows: list[dict[str, Any]] = []
     if subject.passes:
-        report.note(
-            f"the weights were changed on purpose ({', '.join(subject.passes)}), so they are judged by the "
-            "model's answers alone"
+        told = (
+            "so it is judged as a student, by how well it predicts text"
+            if subject.is_student
+            else ("so they are judged by the model's answers alone")
         )
+        report.note(f"the weights were changed on purpose ({', '.join(subject.passes)}), {told}")
     elif artifact is not None:
-        found, rows = tensors.check(source, artifact, report)
+        found, rows = tensors.check(source, artifact, report, fitted=not subject.by_weights_alone)
         checks += found
     else:
         report.note(f"the weights of {subject.container} artifacts are judged by the model's answers alone")

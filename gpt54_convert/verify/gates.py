@@ -105,6 +105,11 @@ def defaults(kind: str, bits: float, superblock: bool) -> list[Gate]:
     ]
 
 
+def table(kind: str) -> list[tuple[float, float]]:
+    """(bits per weight at least, error at most) of the default gates."""
+    return [(row[0], row[1]) for row in (_HIDDEN if kind == "hidden" else _LOGITS)]
+
+
 def against_baseline(kind: str) -> list[Gate]:
     """What `--baseline` alone demands: a tenth worse at most."""
     figure = "hidden_nmse" if kind == "hidden" else "kl_mean_nats"
@@ -169,7 +174,16 @@ def figure_names(kind: str) -> tuple[str, ...]:
     return tuple(figure.name for metric in metrics.of_kind(kind) for figure in metric.FIGURES)
 
 
-def chosen(options: VerifyOptions, kind: str, bits: float | None, superblock: bool) -> list[Gate]:
+def of_student(kind: str) -> list[Gate]:
+    """What is demanded of a pruned or distilled model: to predict text nearly as well as its teacher."""
+    if kind == "hidden":
+        return [Gate("cosine_mean", ">=", 0.8)]
+    return [Gate("perplexity_ratio", "<=", 1.5)]
+
+
+def chosen(
+    options: VerifyOptions, kind: str, bits: float | None, superblock: bool, student: bool = False
+) -> list[Gate]:
     """The gates to judge by: the user's where there are any, and the baseline's; else the defaults.
 
     Raises UsageError for a figure that this kind of model does not have, or where bits are not known.
@@ -179,6 +193,8 @@ def chosen(options: VerifyOptions, kind: str, bits: float | None, superblock: bo
         wanted += against_baseline(kind)
     if options.gate:
         return wanted
+    if student:
+        return [*of_student(kind), *wanted]
     if bits is None:
         raise UsageError(
             "the artifact's bits per weight are not known (no manifest.json), so there is no default gate; "

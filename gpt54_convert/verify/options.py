@@ -9,6 +9,7 @@ from gpt54_convert.core.options import option
 from gpt54_convert.errors import UsageError
 
 LEVELS = ("tensors", "outputs", "all")
+QUICK = "quick"  # what follows quantize and convert; no choice of the command
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class VerifyOptions:
     threads: int = option(0, "Threads of each runtime; 0 takes one per core.", metavar="N")
 
     def __post_init__(self) -> None:
-        if self.level not in LEVELS:
+        if self.level not in (*LEVELS, QUICK):
             raise UsageError(f"--level {self.level!r} is not one of {', '.join(LEVELS)}")
         if self.context < 16:
             raise UsageError(f"--context {self.context} is too short to measure anything; take 16 or more")
@@ -49,11 +50,11 @@ class VerifyOptions:
         return self.level != "outputs"
 
     @property
+    def quick(self) -> bool:
+        """Whether seconds count more than figures."""
+        return self.level == QUICK
+
+    @property
     def outputs(self) -> bool:
         """Whether the models are run."""
         return self.level != "tensors"
-
-
-def quick() -> VerifyOptions:
-    """What `quantize` and `convert` ask for after writing: a few seconds for a small model."""
-    return VerifyOptions(tokens=2048, context=128)

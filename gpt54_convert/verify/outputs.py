@@ -11,20 +11,20 @@ import numpy as np
 
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
-from gpt54_convert.errors import InputError, MeasureError
+from gpt54_convert.errors import InputError, MeasureError, UnsupportedError
 from gpt54_convert.forward.batch import Batch, Document, stack
 from gpt54_convert.forward.documents import cut
 from gpt54_convert.verify import documents as docs
 from gpt54_convert.verify import gates, metrics, runners, stages
 from gpt54_convert.verify.artifact import Subject, grids_of, is_superblock, kind_of
+from gpt54_convert.verify.judge import SPLIT_TOKENS, Bench, Judge, size_and_quality
 from gpt54_convert.verify.options import VerifyOptions
 from gpt54_convert.verify.runner import Runner
-from gpt54_convert.verify.tally import Measured, Tally
-from gpt54_convert.verify.verdict import FAIL, PASS, UNKNOWN, Check, Verdict
+from gpt54_convert.verify.tally import Tally
+from gpt54_convert.verify.verdict import FAIL, UNKNOWN, Check, Verdict
 
 _FLOOR_TOKENS = 512
-_SPLIT_TOKENS = 1024
-_SMALL_MODEL = 1_000_000_000  # parameters
+_TIGHT = 2e-4
 
 
 def measure(
@@ -41,21 +41,27 @@ def measure(
     Raises InputError where the runtime refuses the artifact, UsageError for gates that make no sense.
     """
     kind = metrics.HIDDEN if kind_of(source) == "encoder" else metrics.LOGITS
-    wanted = gates.chosen(options, kind, bits, is_superblock(artifact))
+    wanted = gates.chosen(options, kind, bits, is_superblock(artifact), subject.is_student)
     try:
         module = runners.for_container(subject.container)
         runners.load(runners.REFERENCE)
-        documents = cut(docs.read_text(options), source, options.tokens, options.context)
-    except MeasureError as error:
+        documents = cut(docs.read_text(options, subject.fitted), source, options.tokens, options.context)
+        weights = None if subject.passes else artifact
+        lineup = stages.Lineup(source, weights, grids_of(subject, artifact), options)
+        lineup.reference()
+    except (MeasureError, UnsupportedError, InputError) as error:
+        # A model that cannot be run itself is no fault of what was made from it.
+        if not isinstance(error, MeasureError) and not options.quick:
+            raise
         return replace(result, checks=[*result.checks, Check("outputs", "runtime", UNKNOWN, str(error))])
     with ExitStack() as stack:
         longest = max(len(d.tokens) + (0 if d.prefix is None else len(d.prefix)) for d in documents)
         runner: Runner = module.open_runner(subject.path, source, longest, options.threads)
         stack.enter_context(runner)
-        lineup = stages.Lineup(
-            source, None if subject.passes else artifact, grids_of(subject, artifact), options
-        )
-        return _judged(result, source, documents, runner, lineup, wanted, options, report)
+        try:
+            return _judged(result, source, documents, runner, lineup, wanted, options, report)
+        except MeasureError as error:
+            return replace(result, checks=[*result.checks, Check("outputs", "runtime", UNKNOWN, str(error))])
 
 
 def _judged(
@@ -80,10 +86,13 @@ def _judged(
     if problem is not None:
         return replace(result, about=about, checks=[*result.checks, problem])
     figures = whole.figures()
-    floor = _noise_floor(source, documents, lineup, options, kind)
+    # The quick level measures it only where gates are so tight that it decides.
+    tight = any(gate.sign == "<=" and gate.factor < _TIGHT for gate in wanted)
+    floor = _noise_floor(source, documents, lineup, options, kind) if tight or not options.quick else {}
     about["noise_floor"] = floor
-    judge = _Judge(source, documents, lineup, options, kind, figures, floor)
+    judge = Judge(Bench(source, documents, lineup, runner, options), kind, figures, floor)
     checks = [*result.checks, *map(judge, wanted)]
+    about |= judge.about
     split, plots = _where(source, documents, runner, lineup, options, kind, report)
     checks += _first_layer(checks, plots)
     return replace(
@@ -92,7 +101,7 @@ def _judged(
         checks=checks,
         figures={name: figure.to_dict() for name, figure in figures.items()},
         split=split,
-        plots={**result.plots, **plots, **_plots(whole, kind)},
+        plots={**result.plots, **plots, **_plots(whole, kind), **size_and_quality(about, figures, judge)},
     )
 
 
@@ -120,74 +129,6 @@ def _infinite(tally: Tally) -> Check | None:
     return None
 
 
-class _Judge:
-    """Judges gates; plain rounding of the same model is measured when a gate first needs it."""
-
-    def __init__(
-        self,
-        source: Checkpoint,
-        documents: list[Document],
-        lineup: stages.Lineup,
-        options: VerifyOptions,
-        kind: str,
-        figures: Mapping[str, Measured],
-        floor: Mapping[str, float],
-    ) -> None:
-        self._source, self._documents, self._lineup = source, documents, lineup
-        self._options, self._kind, self._figures, self._floor = options, kind, figures, floor
-        self._anchors: dict[str, Mapping[str, Measured]] = {}
-
-    def __call__(self, gate: gates.Gate) -> Check:
-        check = self._judge(gate)
-        if check.outcome == PASS or not gate.or_rounding or not self._lineup.has_grids:
-            return check
-        if self._source.parameter_count >= _SMALL_MODEL:
-            return check
-        # The tables were measured on large models; small ones lose more, and rounding says how much.
-        relative = self._judge(gate.relative())
-        if relative.outcome != PASS:
-            return replace(check, detail=f"{check.detail}; nor as good as plain rounding: {relative.detail}")
-        detail = f"{relative.detail} (a small model: misses {gate}, but is as good as plain rounding)"
-        return replace(relative, detail=detail)
-
-    def _judge(self, gate: gates.Gate) -> Check:
-        if gate.anchor and gate.anchor not in self._anchors:
-            self._anchors[gate.anchor] = self._rtn() if gate.anchor == "rtn" else self._baseline()
-        check = gates.judge(gate, self._figures, self._anchors)
-        noise = self._floor.get(gate.figure)
-        if noise is None or check.limit is None or check.value is None or gate.sign != "<=":
-            return check
-        if noise > check.limit and not (gate.anchor and check.value <= noise):
-            detail = f"the reference differs from itself by {noise:.3g}, more than the gate {gate} allows"
-            return replace(check, outcome=UNKNOWN, detail=detail)
-        if check.value <= noise:
-            detail = f"{check.detail}; indistinguishable from the reference"
-            return replace(check, outcome=PASS, detail=detail)
-        return check
-
-    def _rtn(self) -> Mapping[str, Measured]:
-        tally = Tally(self._kind)
-        reference, rounded = self._lineup.reference(), self._lineup.rounded()
-        for batch in docs.batches(self._documents, self._source, self._options):
-            tally.add(batch, reference.logits(batch), rounded.logits(batch))
-        return tally.figures() if tally.finite else {}
-
-    def _baseline(self) -> Mapping[str, Measured]:
-        earlier = gates.read_baseline(self._options.baseline) if self._options.baseline else {}
-        count = len(next(iter(self._figures.values())).samples)
-        return {name: Measured(name, value, np.full(count, value)) for name, value in earlier.items()}
-
-
-def _some(documents: list[Document], tokens: int) -> list[Document]:
-    """The first documents of about `tokens` tokens, at least two."""
-    chosen: list[Document] = []
-    for document in documents:
-        if len(chosen) >= 2 and sum(len(d.tokens) for d in chosen) >= tokens:
-            break
-        chosen.append(document)
-    return chosen
-
-
 def _noise_floor(
     source: Checkpoint,
     documents: list[Document],
@@ -198,7 +139,7 @@ def _noise_floor(
     """The reference in float32 against itself in float64: what arithmetic alone makes of it."""
     tally = Tally(kind)
     exact, plain = lineup.exact(), lineup.reference()
-    for index, document in enumerate(_some(documents, _FLOOR_TOKENS)):
+    for index, document in enumerate(docs.some(documents, _FLOOR_TOKENS)):
         # One by one: transformers' masks of padded batches overflow in float64.
         batch = stack([document], index)
         tally.add(batch, exact.logits(batch), plain.logits(batch))
@@ -222,7 +163,7 @@ def _where(
     """The split of the error by stage, and the error behind each layer; nothing unless asked for."""
     if options.level != "all" or not lineup.can_split:
         return {}, {}
-    part: list[Batch] = list(docs.batches(_some(documents, _SPLIT_TOKENS), source, options))
+    part: list[Batch] = list(docs.batches(docs.some(documents, SPLIT_TOKENS), source, options))
     try:
         with report.progress("finding where the error arises", len(part)) as advance:
             return stages.split(part, lineup, runner, kind, advance)

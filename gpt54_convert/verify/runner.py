@@ -14,6 +14,9 @@ class Runner(Protocol):
     runtime: str
     """The runtime and its version, for people."""
 
+    int8_inputs: bool
+    """Whether its kernels round the inputs of quantized layers to 8 bits, and so add an error."""
+
     def logits(self, batch: Batch) -> Floats:
         """Logits [batch, time, vocab], or hidden states [batch, time, width] of an encoder.
 

@@ -83,6 +83,16 @@ class Lineup:
         """The artifact's own weights."""
         return self._model("dequantized", lambda: self._artifact)
 
+    def stored(self) -> Any:
+        """The artifact's weights, or where they cannot be read, the source on the same grids."""
+        return self.dequantized() if self.can_split else self.rounded()
+
+    def stored_int8(self) -> Any:
+        """The same, the inputs of its quantized layers rounded to 8 bits."""
+        groups = {name: 256 if found.endswith(("_k", "_xs")) else 32 for name, found in self._grids.items()}
+        make = (lambda: self._artifact) if self.can_split else (lambda: rounded(self._source, self._grids))
+        return self._model("int8", make, int8_inputs=groups)
+
     def drop(self, name: str) -> None:
         """Forget a model and the weights it keeps."""
         self._made.pop(name, None)

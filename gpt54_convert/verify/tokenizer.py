@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from gpt54_convert import data
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.errors import MeasureError
@@ -81,13 +83,18 @@ def corpus(specials: list[str]) -> list[str]:
     return texts
 
 
-def check(subject: Subject, source: Checkpoint) -> list[Check]:
+def check(subject: Subject, source: Checkpoint, most: int | None = None) -> list[Check]:
     """Equal ids on the corpus, and equal chat templates.
 
+    most: how many tokens of the vocabulary to try by themselves; by default all.
     Raises MeasureError where either tokenizer cannot be run.
     """
     if "tokenizer.json" not in source.tokenizer:
         return []
+    if subject.container != "gguf":
+        same = _same_files(subject, source)
+        if same:
+            return same
     ours = _huggingface(source)
     texts = corpus(_special_tokens(source))
     if subject.container == "gguf":
@@ -97,9 +104,60 @@ def check(subject: Subject, source: Checkpoint) -> list[Check]:
             texts = [text for text in texts if not any(unicodedata.category(c) == "Mc" for c in text)]
     else:
         theirs, template = _folder_tokenizer(subject, source)
-    checks = [_check_ids(ours, theirs, [*texts, *_vocabulary(source)])]
+    checks = [_check_ids(ours, theirs, [*texts, *_vocabulary(source, most)])]
     checks += chat.check(source.tokenizer, template)
     return checks
+
+
+def _same_files(subject: Subject, source: Checkpoint) -> list[Check]:
+    """A passed check where the folder holds the model's very own tokenizer.json and template."""
+    side = _folder.side_files(subject.folder)
+    if side.tokenizer.get("tokenizer.json") != source.tokenizer["tokenizer.json"]:
+        return []
+    found = Check("tokenizer", "ids", PASS, "tokenizer.json is the model's own, byte for byte")
+    return [found, *chat.check(source.tokenizer, chat.template(side.tokenizer))]
+
+
+def check_structure(source: Checkpoint, artifact: Checkpoint) -> list[Check]:
+    """Vocabulary, merges and added tokens of a GGUF file, compared without running either tokenizer.
+
+    Less than equal ids, since llama.cpp cuts words by code of its own, but it needs no runtime.
+    """
+    if "tokenizer.json" not in source.tokenizer or "tokenizer.json" not in artifact.tokenizer:
+        return []
+    ours, theirs = (json.loads(held.tokenizer["tokenizer.json"]) for held in (source, artifact))
+    wrong = ""
+    if _tokens(ours) != _tokens(theirs):
+        wrong = "tokens"
+    elif _byte_level(ours) and _merges(ours) != _merges(theirs):  # elsewhere scores stand for merges
+        wrong = "merges"
+    elif not _added(ours) <= _added(theirs):
+        wrong = "added tokens"
+    if wrong:
+        return [Check("tokenizer", "vocabulary", FAIL, f"the {wrong} are not those of the model")]
+    detail = "tokens, merges and added tokens are the model's"
+    template = chat.template(artifact.tokenizer)
+    return [Check("tokenizer", "vocabulary", PASS, detail), *chat.check(source.tokenizer, template)]
+
+
+def _tokens(content: Any) -> Any:
+    found = content["model"].get("vocab")
+    if isinstance(found, dict):
+        return sorted((at, token) for token, at in found.items())
+    return [(token, np.float32(score)) for token, score in found]
+
+
+def _merges(content: Any) -> Any:
+    found = content["model"].get("merges") or ()
+    return [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in found]
+
+
+def _byte_level(content: Any) -> bool:
+    return bool((content.get("decoder") or {}).get("type") == "ByteLevel")
+
+
+def _added(content: Any) -> set[Any]:
+    return {(token["id"], token["content"]) for token in content.get("added_tokens") or ()}
 
 
 def _check_ids(ours: Encode, theirs: Encode, texts: list[str]) -> Check:
@@ -138,10 +196,11 @@ def shrink(text: str, differs: Callable[[str], bool]) -> str:
     return text
 
 
-def _vocabulary(source: Checkpoint) -> list[str]:
+def _vocabulary(source: Checkpoint, most: int | None) -> list[str]:
     """Every token's own text: a merge that is missing shows there, if nowhere else."""
     found = tokenizer(source)
-    texts = (found.decode([token]) for token in range(found.get_vocab_size()))
+    size = found.get_vocab_size()
+    texts = (found.decode([token]) for token in range(0, size, -(-size // most) if most else 1))
     return [text for text in dict.fromkeys(texts) if text and "\ufffd" not in text]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpt54_convert import __version__
 
 PASS, FAIL, UNKNOWN = "pass", "fail", "could-not-measure"
+SKIPPED = "skipped"  # what the quick level leaves to a real `verify`; never says that anything passed
 SCHEMA = "gpt54-convert/verify/1"
 EXIT_CODES = {PASS: 0, FAIL: 3, UNKNOWN: 4}
 
@@ -52,7 +53,7 @@ class Verdict:
     @property
     def outcome(self) -> str:
         """Fail if anything failed; else unmeasured if anything, or everything, was not measured."""
-        outcomes = {check.outcome for check in self.checks}
+        outcomes = {check.outcome for check in self.checks} - {SKIPPED}
         if FAIL in outcomes:
             return FAIL
         return UNKNOWN if UNKNOWN in outcomes or not outcomes else PASS
@@ -63,7 +64,13 @@ class Verdict:
 
     @property
     def failures(self) -> list[Check]:
-        return [check for check in self.checks if check.outcome != PASS]
+        return [check for check in self.checks if check.outcome not in (PASS, SKIPPED)]
+
+    def moved(self, old: str, new: str) -> Verdict:
+        """The same verdict over files that have moved from the folder `old` to `new`."""
+        checks = [replace(check, detail=check.detail.replace(old, new)) for check in self.checks]
+        about = {key: v.replace(old, new) if isinstance(v, str) else v for key, v in self.about.items()}
+        return replace(self, about=about, checks=checks)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON report."""

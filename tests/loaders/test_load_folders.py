@@ -109,6 +109,31 @@ def test_an_undescribed_architecture_loads_by_names(folder: Path) -> None:
     assert set(checkpoint.tensors) == set(load_file(folder / "model.safetensors"))
 
 
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_the_text_model_of_a_multimodal_one(prefix: str, tmp_path: Path) -> None:
+    """Gemma 3 as published since 4B: names of transformers 4 and 5, the config nested."""
+    source = tiny.make("gemma3")[1]
+    folder = Path(shutil.copytree(source, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    wrapped = {prefix + name.removeprefix("model."): values for name, values in weights.items()}
+    wrapped["vision_tower.layers.0.mlp.fc1.weight"] = torch.ones(4, 4)
+    save_file(wrapped, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    whole = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}
+    whole |= {"text_config": config, "vision_config": {}, "eos_token_id": [1, 106]}
+    (folder / "config.json").write_text(json.dumps(whole))
+    found, expected = load(folder), load(source)
+    assert found.architecture == "gemma3" and "vision_tower (1 tensors)" in found.notes[0]
+    assert values(found).keys() == values(expected).keys()
+    assert all(np.array_equal(rows, values(expected)[name]) for name, rows in values(found).items())
+    assert found.config == dict(expected.config) and not expected.notes
+
+
+def test_a_nested_config_without_sizes_is_read_by_names(folder: Path) -> None:
+    change_config(folder, model_type="llava", text_config={"model_type": "llama"})
+    assert load(folder).architecture is None
+
+
 def test_a_folder_of_models_names_them(folder: Path, tmp_path: Path) -> None:
     folder.rename(tmp_path / "one")
     with pytest.raises(InputError, match=r"folder of models.*one"):

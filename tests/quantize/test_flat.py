@@ -209,6 +209,17 @@ def test_errors_against_ggml(name):
         assert relative(weight, ours, importance) < relative(weight, theirs, importance)
 
 
+@pytest.mark.parametrize("size", [1e-9, 1e-7, 1e4])
+@pytest.mark.parametrize("name", FLATS)
+def test_weights_beyond_float16s_scales(name, size):
+    """Never more than 1 % worse than ggml, also where scales of their size cannot be stored."""
+    if not ggml.available():
+        pytest.skip(ggml.MISSING)
+    weight = weights("gauss", 16) * F32(size)
+    theirs = ggml.dequantize(ggml.quantize(weight, name), name, weight.shape)
+    assert relative(weight, search(weight, grid(name)).dequantize()) <= relative(weight, theirs) * 1.01
+
+
 @pytest.mark.parametrize("solve", [rtn, search])
 @pytest.mark.parametrize("name", FLATS + INTS)
 def test_degenerate_weights(name, solve):

@@ -21,7 +21,10 @@ OUTPUTS = VerifyOptions(level="outputs", tokens=640, context=64, threads=1)
 
 
 def export(folder, output, container):
-    run(Recipe(folder, Quantize(scheme="int4"), Export(output=output, to=(container,))), Report())
+    run(
+        Recipe(folder, Quantize(scheme="int4"), Export(output=output, to=(container,), verify=False)),
+        Report(),
+    )
     return output / container
 
 

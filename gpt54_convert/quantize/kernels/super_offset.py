@@ -204,8 +204,11 @@ def _round(form: Form, moments: Moments) -> Stored:
 
 
 @helper
-def _search(tile: Tile, form: Form, moments: Moments, coarse: Floats, fine: Floats) -> Stored:
-    """The storable scales with the least loss found; never more loss than plain rounding."""
+def _search(tile: Tile, form: Form, moments: Moments, coarse: Floats, fine: Floats) -> tuple[Stored, bool]:
+    """The storable scales with the least loss found; never more loss than plain rounding.
+
+    Also whether tile.y holds their codes already: the trial is encoded last, and nearly always wins.
+    """
     best = _round(form, moments)
     loss = _encode(tile, form, best)
     a, b = _coarse(tile, form, moments, coarse)
@@ -213,12 +216,13 @@ def _search(tile: Tile, form: Form, moments: Moments, coarse: Floats, fine: Floa
     trial = _refit(tile, form, moments, trial)
     wins = _encode(tile, form, trial) < loss
     s, m = select(wins, trial.s, best.s), select(wins, trial.m, best.m)
-    return Stored(s, m, select(wins, trial.d, best.d), select(wins, trial.dmin, best.dmin))
+    found = Stored(s, m, select(wins, trial.d, best.d), select(wins, trial.dmin, best.dmin))
+    return found, not any_bad(select(wins, splat(0.0), splat(1.0)), tile)
 
 
 @helper
 def _write(tile: Tile, form: Form, stored: Stored, start: int, out: Output) -> None:
-    _encode(tile, form, stored)
+    """Put the codes of tile.y and the scales that they were made under into the result."""
     write_codes(tile, start, form.group, out.codes)
     store_bytes(out.scale, start // form.group, stored.s)
     store_bytes(out.offset, start // form.group, stored.m)
@@ -234,7 +238,9 @@ def rtn_offset(source: Source, form: Form, out: Output) -> bool:
         moments = read_tile(source, start, form.group, tile)
         if any_bad(moments.bad, tile):
             return False
-        _write(tile, form, _round(form, moments), start, out)
+        stored = _round(form, moments)
+        _encode(tile, form, stored)
+        _write(tile, form, stored, start, out)
     return True
 
 
@@ -246,5 +252,8 @@ def search_offset(source: Source, form: Form, coarse: Floats, fine: Floats, out:
         moments = read_tile(source, start, form.group, tile)
         if any_bad(moments.bad, tile):
             return False
-        _write(tile, form, _search(tile, form, moments, coarse, fine), start, out)
+        stored, encoded = _search(tile, form, moments, coarse, fine)
+        if not encoded:
+            _encode(tile, form, stored)
+        _write(tile, form, stored, start, out)
     return True

@@ -201,19 +201,23 @@ def _refit(tile: Tile, form: Form, start: Stored) -> Stored:
 
 
 @helper
-def _search(tile: Tile, form: Form, moments: Moments, coarse: Floats, fine: Floats) -> Stored:
-    """The storable scales with the least loss found; never more loss than plain rounding."""
+def _search(tile: Tile, form: Form, moments: Moments, coarse: Floats, fine: Floats) -> tuple[Stored, bool]:
+    """The storable scales with the least loss found; never more loss than plain rounding.
+
+    Also whether tile.y holds their codes already: the trial is encoded last, and nearly always wins.
+    """
     best = _store(_extreme(form, moments), form)
     loss = _encode(tile, form, best)
     trial = _fine(tile, form, _store(_coarse(tile, form, moments, coarse), form), fine)
     trial = _refit(tile, form, trial)
     wins = _encode(tile, form, trial) < loss
-    return Stored(select(wins, trial.s, best.s), select(wins, trial.d, best.d))
+    found = Stored(select(wins, trial.s, best.s), select(wins, trial.d, best.d))
+    return found, not any_bad(select(wins, splat(0.0), splat(1.0)), tile)
 
 
 @helper
 def _write(tile: Tile, form: Form, stored: Stored, start: int, out: Output) -> None:
-    _encode(tile, form, stored)
+    """Put the codes of tile.y and the scales that they were made under into the result."""
     write_codes(tile, start, form.group, out.codes)
     store_bytes(out.scale, start // form.group, stored.s + splat(form.base))
     write_supers(stored.d, tile, start, form.group, out.super_scale)
@@ -227,7 +231,9 @@ def rtn_symmetric(source: Source, form: Form, out: Output) -> bool:
         moments = read_tile(source, start, form.group, tile)
         if any_bad(moments.bad, tile):
             return False
-        _write(tile, form, _store(_extreme(form, moments), form), start, out)
+        stored = _store(_extreme(form, moments), form)
+        _encode(tile, form, stored)
+        _write(tile, form, stored, start, out)
     return True
 
 
@@ -239,5 +245,8 @@ def search_symmetric(source: Source, form: Form, coarse: Floats, fine: Floats, o
         moments = read_tile(source, start, form.group, tile)
         if any_bad(moments.bad, tile):
             return False
-        _write(tile, form, _search(tile, form, moments, coarse, fine), start, out)
+        stored, encoded = _search(tile, form, moments, coarse, fine)
+        if not encoded:
+            _encode(tile, form, stored)
+        _write(tile, form, stored, start, out)
     return True

@@ -58,7 +58,7 @@ _CANDIDATES = {
     "q5_k": Candidates(
         _pairs(_span(0.95, 1.09, 13), _span(-0.4, 0.4, 2)), _pairs(_span(0.91, 1.09, 9), _span(-0.3, 0.3, 3))
     ),
-    "q3_k": Candidates(_both_signs(_span(0.54, 1.19, 6), 2), _span(0.8, 1.2, 5)),
+    "q3_k": Candidates(_both_signs(_span(0.62, 1.2, 5), 3), _span(0.92, 1.08, 3)),
     "q6_k": Candidates(_span(0.91, 1.06, 6), _span(0.935, 1.065, 13)),
     "iq4_xs": Candidates(_both_signs(_span(0.7, 1.18, 10), 2), _span(0.9, 1.1, 5)),
 }

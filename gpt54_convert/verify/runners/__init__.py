@@ -1,13 +1,14 @@
 """Runtimes that answer with logits; each file beside this one drives one of them.
 
-A runner's file has `CONTAINERS` (those it opens), `INSTALL` (what to type where it is missing) and
-`open_runner(path, context, threads) -> Runner`.  It may import its runtime at the top: it is loaded only
-when an artifact asks for it.
+A runner's file has `CONTAINERS` (those it opens), `NEEDS` (packages), `INSTALL` (what to type where one is
+missing) and `open_runner(path, source, context, threads) -> Runner`.  It may import its runtime at the top:
+it is loaded only when an artifact asks for it.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from gpt54_convert.core import discover
 from gpt54_convert.errors import MeasureError, UnsupportedError
 
-__all__ = ["containers", "for_container", "load"]
+__all__ = ["containers", "for_container", "load", "missing"]
 
 REFERENCE = "torch_reference"
 
@@ -46,6 +47,27 @@ def load(name: str) -> ModuleType:
         raise MeasureError(
             f"{missing} is not installed, so nothing could be run; {_constant(name, 'INSTALL')}"
         ) from error
+
+
+def missing(container: str) -> dict[str, str]:
+    """Packages that running an artifact beside its model would need and that are not here: what to type.
+
+    Nothing is imported for it.
+    """
+    wanted = [name for name in discover.names(__name__) if container in containers(name)] + [REFERENCE]
+    return {
+        package: _constant(name, "INSTALL")
+        for name in wanted
+        for package in _constant(name, "NEEDS")
+        if not _installed(package)
+    }
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # None stands in sys.modules in its place
+        return False
 
 
 def _constant(name: str, wanted: str) -> Any:

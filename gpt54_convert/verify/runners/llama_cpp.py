@@ -20,6 +20,7 @@ from gpt54_convert.errors import InputError
 from gpt54_convert.forward.batch import Batch, Document, Floats, Ids
 
 CONTAINERS = ("gguf",)
+NEEDS = ("llama_cpp",)
 INSTALL = "pip install 'gpt54-convert[llama-cpp]'"
 _NO_POOLING = 0
 _ERROR = 4
@@ -55,6 +56,8 @@ def load_model(path: Path, vocab_only: bool = False) -> Any:
 
 class LlamaCpp:
     """One GGUF file, opened with room for documents of `context` tokens."""
+
+    int8_inputs = True
 
     def __init__(self, path: Path, context: int, threads: int) -> None:
         self.runtime = f"llama.cpp through llama-cpp-python {llama_cpp.__version__}"

@@ -9,6 +9,7 @@ from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.forward.onnx_model import OnnxModel
 
 CONTAINERS = ("onnx",)
+NEEDS = ("onnxruntime",)
 INSTALL = "pip install onnxruntime"
 
 

@@ -7,4 +7,5 @@ from gpt54_convert.forward.torch_model import TorchReference
 __all__ = ["CONTAINERS", "INSTALL", "TorchReference"]
 
 CONTAINERS: tuple[str, ...] = ()  # it runs checkpoints, of whatever container
+NEEDS = ("torch", "transformers", "accelerate")
 INSTALL = "pip install 'gpt54-convert[torch]'"

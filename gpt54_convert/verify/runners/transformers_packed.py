@@ -18,11 +18,14 @@ from gpt54_convert.forward.batch import Batch, Floats
 from gpt54_convert.forward.torch_model import answer, auto_class, inputs
 
 CONTAINERS = ("safetensors", "compressed-tensors")
+NEEDS = ("torch", "transformers", "compressed_tensors")
 INSTALL = "pip install 'gpt54-convert[torch]'"
 
 
 class PackedRunner:
     """transformers' own loading of the folder; all of its weights are held."""
+
+    int8_inputs = False
 
     def __init__(self, folder: Path, source: Checkpoint, threads: int) -> None:
         self.runtime = (

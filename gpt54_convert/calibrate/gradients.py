@@ -1,0 +1,136 @@
+"""How much each input and output of every matrix matters to what the model answers: one backward pass.
+
+For small errors D of a matrix, the divergence of the model's answers is about half of the sum of F * D**2,
+F the diagonal of the Fisher information; and F[i, j] is the mean over tokens of g[i]**2 * x[j]**2, x the
+matrix's input and g the gradient of a label's loss by its output, the label drawn from the model's own
+answer (Amari 1998; Martens and Grosse 2015 for its factors).  Kept are the two factors: outputs [out], the
+mean of g**2, and inputs [in], the mean of x**2 over tokens weighted by their g**2, so that huge inputs of
+tokens that nobody looks at (the first of a text) count for as little as they should.
+
+For models without logits, g is that of a random direction of the hidden states: the same for squared error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.core.report import Report
+from gpt54_convert.errors import MeasureError
+from gpt54_convert.forward.batch import Document, stack
+from gpt54_convert.forward.torch_model import TorchReference, inputs
+
+_SEED = 54
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of one matrix [out, in]: inputs [in] and outputs [out], as the module's text says; all float64.
+
+    Half of the sum of outputs[i] * inputs[j] * D[i, j]**2 estimates the loss for one token of the answer.
+    """
+
+    inputs: NDArray[np.float64]
+    outputs: NDArray[np.float64]
+
+
+@dataclass
+class _Sums:
+    inputs: torch.Tensor | float = 0.0
+    outputs: torch.Tensor | float = 0.0
+    weight: float = 0.0
+
+    @property
+    def seen(self) -> bool:
+        return isinstance(self.inputs, torch.Tensor)
+
+    def add(self, x: torch.Tensor, g: torch.Tensor) -> None:
+        """x [tokens, in], g [tokens, out]."""
+        squares = g.float() ** 2
+        of_token = squares.sum(dim=1)
+        self.outputs = self.outputs + squares.sum(dim=0).double()
+        self.inputs = self.inputs + (of_token @ x.float() ** 2).double()
+        self.weight += float(of_token.sum())
+
+
+def moments(checkpoint: Checkpoint, documents: Sequence[Document], report: Report) -> dict[str, Moments]:
+    """The moments of every matrix that a Linear (or GPT-2's Conv1D) of the model holds, by tensor name.
+
+    documents: run one by one; memory is that of one layer's weights and one document's activations.
+    Raises MeasureError where a gradient is not finite.
+    """
+    with TorchReference(checkpoint) as reference:
+        model = reference.model
+        model.requires_grad_(False)
+        _checkpoint_layers(model)
+        sums: dict[str, _Sums] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.register_forward_hook(_start_gradients)
+            elif type(module).__name__ in ("Linear", "Conv1D"):
+                source = reference.weights.source(f"{name}.weight")
+                module.register_forward_hook(_watch(sums.setdefault(source, _Sums())))
+        generator = torch.Generator().manual_seed(_SEED)
+        with report.progress("sensitivity of weights", sum(len(d.tokens) for d in documents)) as advance:
+            for document in documents:
+                loss = _loss(model(**inputs(stack([document], 0))), generator)
+                loss.backward()  # type: ignore[no-untyped-call]
+                advance(len(document.tokens))
+    tokens = sum(len(document.tokens) for document in documents)
+    return {name: _moments(name, found, tokens) for name, found in sums.items() if found.seen}
+
+
+def _checkpoint_layers(model: Any) -> None:
+    """Let each layer be run again in the backward pass instead of being remembered, without any dropout."""
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        return
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        # Only the layer's own flag: dropout looks at that of its own module.
+        module.training = isinstance(module, GradientCheckpointingLayer)
+
+
+def _start_gradients(module: Any, args: Any, output: torch.Tensor) -> None:
+    """Gradients flow from the embeddings on: no weight needs any."""
+    if torch.is_grad_enabled() and output.is_leaf:
+        output.requires_grad_(True)
+
+
+def _watch(sums: _Sums) -> Any:
+    def hook(module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if not output.requires_grad:
+            return
+        x = args[0].detach().reshape(-1, args[0].shape[-1])
+        output.register_hook(  # type: ignore[no-untyped-call]
+            lambda g: sums.add(x, g.detach().reshape(len(x), -1))
+        )
+
+    return hook
+
+
+def _loss(output: Any, generator: torch.Generator) -> torch.Tensor:
+    """Of labels drawn from the model's own answer, summed; without logits, of random directions."""
+    logits: torch.Tensor | None = getattr(output, "logits", None)
+    if logits is None:
+        hidden: torch.Tensor = output.last_hidden_state
+        return (hidden * torch.randn(hidden.shape, generator=generator)).sum()
+    flat = logits.reshape(-1, logits.shape[-1]).float()
+    labels = torch.multinomial(torch.softmax(flat.detach(), dim=-1), 1, generator=generator)[:, 0]
+    return torch.nn.functional.cross_entropy(flat, labels, reduction="sum")
+
+
+def _moments(name: str, sums: _Sums, tokens: int) -> Moments:
+    of_inputs, of_outputs = np.asarray(sums.inputs), np.asarray(sums.outputs) / tokens
+    if not (np.isfinite(of_inputs).all() and np.isfinite(of_outputs).all()):
+        raise MeasureError(
+            f"tensor {name}: its inputs or gradients are not finite on the calibration text, so the model "
+            "itself is broken there; check it with `gpt54-convert verify`"
+        )
+    return Moments(of_inputs / sums.weight if sums.weight else of_inputs, of_outputs)

@@ -1,0 +1,172 @@
+"""The layer walk: collect, solve, run the layer again with its new weights, go on to the next one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from gpt54_convert.calibrate.collect import Collector
+from gpt54_convert.calibrate.layers import Layer, LayeredModel, Parameters
+from gpt54_convert.calibrate.stream import Stream
+from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.core.report import Report
+from gpt54_convert.forward.batch import Batch
+from gpt54_convert.quantize.statistics import Floats, Statistics
+
+_HELD_PART = 8  # every eighth batch judges solutions and is not fitted to
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one matrix met: `fit` to solve by, `held` to judge solutions by (the same, for a single batch)."""
+
+    fit: Statistics
+    held: Statistics
+
+
+class Visitor(Protocol):
+    """Who is told of every layer, and may change its weights."""
+
+    moments: bool
+    drift: bool
+
+    def known(self, names: Sequence[str]) -> Mapping[str, Floats] | None:
+        """New weights of a layer's matrices that an earlier run has found; None where it has not."""
+        ...
+
+    def solve(self, weights: Mapping[str, Floats], seen: Mapping[str, Seen]) -> Mapping[str, Floats]:
+        """New weights [out, in] for some of a layer's matrices."""
+        ...
+
+
+class Walk:
+    """One walk of `visitor` through a checkpoint on some batches; `folder` holds the hidden states."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, batches: Sequence[Batch], folder: Path, report: Report, threads: int = 0
+    ) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.model = LayeredModel(checkpoint)
+        self._batches, self._folder, self._report = batches, folder, report
+        held = max(1, len(batches) // _HELD_PART) if len(batches) > 1 else 0
+        self._held = set(range(len(batches) - 1, -1, -(len(batches) // held))[:held]) if held else set()
+
+    def run(self, visitor: Visitor) -> None:
+        """Walk from the first layer to the head."""
+        states = self._folder / "states"
+        try:
+            with torch.no_grad(), self._progress() as advance:
+                self._run(visitor, states, advance)
+        finally:
+            shutil.rmtree(states, ignore_errors=True)
+
+    def _run(self, visitor: Visitor, states: Path, advance: Any) -> None:
+        model = self.model
+        model.trace(self._batches[0])
+        stream = Stream(model, self._batches, states / "quantized")
+        plain = Stream(model, self._batches, states / "float") if visitor.drift else None
+        for number, stack in enumerate(model.stacks):
+            for each in (stream, plain):
+                if each is not None:
+                    each.enter(number)
+            for layer in stack:
+                self._layer(layer, stream, plain, visitor)
+                advance(_size(layer))
+        for each in (stream, plain):
+            if each is not None:
+                each.leave()
+        self._head(stream, plain, visitor)
+
+    def _layer(self, layer: Layer, stream: Stream, plain: Stream | None, visitor: Visitor) -> None:
+        parameters = self.model.parameters(layer)
+        names = list(layer.matrices())
+        new = visitor.known(names)
+        outputs_done = False
+        if new is None:
+            seen, outputs_done = self._collect(layer, stream, plain, parameters, visitor)
+            weights = {name: _matrix(layer, parameters, name) for name in names if name in seen}
+            new = visitor.solve(weights, seen)
+        elif plain is not None:
+            for index in range(len(self._batches)):
+                plain.put(index, plain.run(layer, index, parameters))
+        changed = _replaced(layer, parameters, new)
+        if new or not outputs_done:
+            for index in range(len(self._batches)):
+                stream.put(index, stream.run(layer, index, changed))
+
+    def _collect(
+        self, layer: Layer, stream: Stream, plain: Stream | None, parameters: Parameters, visitor: Visitor
+    ) -> tuple[dict[str, Seen], bool]:
+        fit, held = (Collector(layer.matrices(), visitor.moments, visitor.drift) for _ in range(2))
+        keep = visitor_keeps(visitor)
+        for index in range(len(self._batches)):
+            collector = held if index in self._held else fit
+            if plain is not None:
+                with collector.original():
+                    original = plain.run(layer, index, parameters)
+                plain.put(index, original)
+            with collector.counting():
+                found = stream.run(layer, index, parameters)
+            if keep:
+                stream.put(index, found)
+        return _pair(fit, held), keep
+
+    def _head(self, stream: Stream, plain: Stream | None, visitor: Visitor) -> None:
+        name = self.model.head
+        if name is None or visitor.known([name]) is not None:
+            return
+        fit, held = (Collector({}, visitor.moments, visitor.drift) for _ in range(2))
+        for index, batch in enumerate(self._batches):
+            found = self.model.head_input(batch, stream.finals(index))
+            original = self.model.head_input(batch, plain.finals(index)) if plain else None
+            if found is not None:
+                (held if index in self._held else fit).add(name, found, original)
+        visitor.solve({}, _pair(fit, held))
+
+    @contextmanager
+    def _progress(self) -> Iterator[Any]:
+        total = sum(_size(layer) for stack in self.model.stacks for layer in stack)
+        with self._report.progress("calibrating", total) as advance:
+            yield advance
+
+
+def visitor_keeps(visitor: Visitor) -> bool:
+    """Whether a visitor never changes a weight, so that each layer runs once only."""
+    return bool(getattr(visitor, "only_looks", False))
+
+
+def _pair(fit: Collector, held: Collector) -> dict[str, Seen]:
+    first, second = fit.statistics(), held.statistics()
+    return {name: Seen(found, second.get(name, found)) for name, found in first.items()}
+
+
+def _size(layer: Layer) -> int:
+    return sum(4 * parameter.numel() for parameter in layer.module.parameters())
+
+
+def _key(layer: Layer, name: str) -> str:
+    return next(key for key, tensor in layer.tensors.items() if tensor == name)
+
+
+def _matrix(layer: Layer, parameters: Parameters, name: str) -> Floats:
+    """A matrix as [out, in], also where transformers keeps it transposed."""
+    value = parameters[_key(layer, name)]
+    transposed = type(layer.matrices()[name]).__name__ == "Conv1D"
+    return np.ascontiguousarray((value.T if transposed else value).numpy())
+
+
+def _replaced(layer: Layer, parameters: Parameters, new: Mapping[str, Floats]) -> Parameters:
+    changed = dict(parameters)
+    for name, weight in new.items():
+        value = torch.from_numpy(weight)
+        transposed = type(layer.matrices()[name]).__name__ == "Conv1D"
+        changed[_key(layer, name)] = value.T.contiguous() if transposed else value
+    return changed

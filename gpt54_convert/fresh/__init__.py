@@ -1,0 +1,1 @@
+"""Models of the GPT-5.4 family with random weights: `options.Init` says which, `weights` draws them."""

@@ -1,0 +1,71 @@
+"""The quadratic objective of second-order solvers: tr(E H Eᵀ), E what rounding changes, H the inputs' moment."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt54_convert.errors import InputError, InternalError
+from gpt54_convert.quantize.statistics import Statistics
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Order = NDArray[np.intp]
+
+DAMPING = 0.01  # part of the mean of the diagonal that is added to it; more where that does not suffice
+_TRIES = 7
+_LARGE = 4096  # columns; beyond these float64 would take gigabytes
+
+
+def damped(statistics: Statistics, part: float = DAMPING) -> Doubles:
+    """The moment with `part` of its mean diagonal added; columns that were always 0 stand alone.
+
+    Raises InternalError where no moment was collected, InputError where it is not finite.
+    """
+    if statistics.moment is None:
+        raise InternalError("a second-order solver needs the inputs' second moments")
+    moment = statistics.moment.astype(np.float64 if len(statistics.moment) <= _LARGE else np.float32)
+    diagonal = np.diagonal(moment)
+    mean = float(diagonal.mean())
+    if not np.isfinite(mean):
+        raise InputError("an activation is not finite, so nothing can be calibrated on it")
+    np.fill_diagonal(moment, diagonal + (part * mean if mean > 0 else 1.0))
+    return moment
+
+
+def inverse_factor(moment: Doubles, order: Order) -> Floats:
+    """Upper triangular U with Uᵀ U the inverse of `moment` in the given order of columns.
+
+    A moment that is singular in spite of its damping is damped ten times more until it is not.
+    Raises InputError where even that fails (the moment is not one).
+    """
+    backwards = order[::-1]
+    turned = moment[np.ix_(backwards, backwards)]
+    extra = DAMPING * float(np.diagonal(turned).mean())
+    for _ in range(_TRIES):
+        try:
+            lower = np.linalg.cholesky(turned)
+            factor = np.linalg.inv(lower[::-1, ::-1])
+            if np.isfinite(factor).all():
+                return np.ascontiguousarray(np.triu(factor), np.float32)
+        except np.linalg.LinAlgError:
+            pass
+        np.fill_diagonal(turned, np.diagonal(turned) + extra)
+        extra *= 10
+    raise InputError("the moments of the activations are no moments; collect the statistics again")
+
+
+def wanted(weight: Floats, statistics: Statistics, moment: Doubles) -> Floats:
+    """The weights that, fed what the quantized model feeds them, come nearest to the float model's outputs.
+
+    The least-squares solution of Σ |W f - W' x|²; as W itself where no drift was collected.
+    """
+    if statistics.drift is None:
+        return weight
+    change = np.linalg.solve(moment, statistics.drift.T.astype(moment.dtype)).T
+    return weight + weight @ change.astype(np.float32)
+
+
+def row_errors(error: Floats, moment: NDArray[np.floating]) -> Doubles:
+    """e H eᵀ of every row e of `error`, [rows]."""
+    return np.einsum("ij,ij->i", error @ moment.astype(np.float32), error, dtype=np.float64)

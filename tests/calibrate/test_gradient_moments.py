@@ -1,0 +1,89 @@
+"""Moments of inputs and gradients: against plain autograd on transformers' own model."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from gpt54_convert import data, loaders
+from gpt54_convert.calibrate.gradients import moments
+from gpt54_convert.core.report import Report
+from gpt54_convert.forward.batch import stack
+from gpt54_convert.forward.documents import cut
+from gpt54_convert.forward.torch_model import inputs
+
+
+def plain(model, documents):
+    """Per Linear: mean squares of all inputs and gradients, from one ordinary backward pass a document."""
+    seen = {}
+
+    def watch(name):
+        def hook(module, args, output):
+            output.retain_grad()
+            seen.setdefault(name, []).append((args[0].detach(), output))
+
+        return hook
+
+    for name, module in model.named_modules():
+        if type(module).__name__ in ("Linear", "Conv1D"):
+            module.register_forward_hook(watch(name))
+    generator = torch.Generator().manual_seed(54)
+    for document in documents:
+        output = model(**inputs(stack([document], 0)))
+        if hasattr(output, "logits"):
+            flat = output.logits.reshape(-1, output.logits.shape[-1])
+            labels = torch.multinomial(flat.detach().softmax(-1), 1, generator=generator)[:, 0]
+            (-flat.log_softmax(-1)[torch.arange(len(flat)), labels]).sum().backward()
+        else:
+            hidden = output.last_hidden_state
+            (hidden * torch.randn(hidden.shape, generator=generator)).sum().backward()
+    found = {}
+    for name, pairs in seen.items():
+        if pairs[0][1].grad is None:
+            continue
+        x = torch.cat([x.reshape(-1, x.shape[-1]) for x, _ in pairs]).double()
+        g = torch.cat([y.grad.reshape(-1, y.shape[-1]) for _, y in pairs]).double()
+        found[name] = ((g**2).sum(1) @ x**2 / (g**2).sum(), (g**2).sum(0))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama-tied", "gpt2", "gpt54", "bert", "gemma3"])
+def test_equal_plain_autograd(kind):
+    model, folder = tiny.make(kind)
+    checkpoint = loaders.load(folder)
+    documents = cut(data.text("calibration"), checkpoint, 520, 40)[:3]
+    tokens = sum(len(document.tokens) for document in documents)
+    ours = moments(checkpoint, documents, Report())
+    theirs = plain(model, documents)
+    checked = 0
+    for name, (of_inputs, of_outputs) in theirs.items():
+        names = [
+            n for n in (f"{name}.weight", f"bert.{name}.weight", f"transformer.{name}.weight") if n in ours
+        ]
+        if not names:
+            assert name in ("lm_head", "pooler.dense"), name  # a tied head goes by the embedding's name
+            continue
+        np.testing.assert_allclose(ours[names[0]].inputs, of_inputs, rtol=2e-3, atol=1e-9)
+        np.testing.assert_allclose(ours[names[0]].outputs, of_outputs / tokens, rtol=2e-3, atol=1e-9)
+        checked += 1
+    assert checked >= 8
+
+
+def test_half_of_the_weighted_error_is_the_divergence_of_a_small_change():
+    """The head's own rounding, where the estimate is exact but for the second order and the labels drawn."""
+    from gpt54_convert.calibrate.loss import Loss
+    from gpt54_convert.core.views import from_array
+
+    checkpoint = loaders.load(data.model_path())
+    documents = cut(data.text("calibration"), checkpoint, 1500, 96)
+    found = moments(checkpoint, documents, Report())
+    generator = np.random.default_rng(0)
+    for name in ("lm_head.weight", "decoder.block.1.layer.2.DenseReluDense.wo.weight"):
+        tensor = checkpoint.tensors[name]
+        weight = tensor.float_rows(0, tensor.row_count)
+        noise = (0.02 * weight.std() * generator.standard_normal(weight.shape)).astype(np.float32)
+        changed = checkpoint.with_tensors({**checkpoint.tensors, name: from_array(name, weight + noise)})
+        estimate = 0.5 * found[name].outputs @ (noise.astype(np.float64) ** 2 @ found[name].inputs)
+        with Loss(checkpoint, documents) as loss:
+            measured = loss.of(changed)
+        assert 0.6 < measured / estimate < 1.7, (name, measured, estimate)
