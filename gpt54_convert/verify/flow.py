@@ -64,7 +64,7 @@ def _static(
         )
         report.note(f"the weights were changed on purpose ({', '.join(subject.passes)}), {told}")
     elif artifact is not None:
-        found, rows = tensors.check(source, artifact, report, fitted=not subject.by_weights_alone)
+        found, rows = tensors.check(source, artifact, report, calibrated=subject.calibrated)
         checks += found
     else:
         report.note(f"the weights of {subject.container} artifacts are judged by the model's answers alone")
