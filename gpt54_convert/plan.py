@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from gpt54_convert.calibrate.solution import Solution, Solutions
 from gpt54_convert.core import discover
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.dtypes import is_float
@@ -20,7 +21,7 @@ from gpt54_convert.core.workspace import MANIFEST
 from gpt54_convert.errors import ConvertError, UnsupportedError, UsageError
 from gpt54_convert.exporters._sink import Exporter, Sink, SinkOptions
 from gpt54_convert.quantize.assign import Assignment, assign, parse_keep, place
-from gpt54_convert.quantize.encode import on_grid, solver
+from gpt54_convert.quantize.encode import needs, on_grid, same_grid, solver
 from gpt54_convert.quantize.error import ErrorTally
 from gpt54_convert.quantize.grids import FLOAT, Grid, grid
 from gpt54_convert.quantize.schemes import SCHEMES, Scheme, scheme
@@ -45,6 +46,7 @@ class ContainerPlan:
     checkpoint: Checkpoint
     options: SinkOptions
     size_bytes: int
+    solutions: tuple[Solution, ...] = ()  # what a walk must find first
     losses: Mapping[str, float] = field(default_factory=dict)  # of tensors whose grid a budget chose
     budget: Mapping[str, Any] = field(default_factory=dict)
 
@@ -55,17 +57,44 @@ class ContainerPlan:
 
 @dataclass
 class _Views:
-    """Tensors on their grids, made once per (tensor, grid), so that containers can share codes."""
+    """Tensors on their grids, made once per (tensor, grid, walk), so that containers can share codes.
+
+    A method that needs data finds its codes on walks, which are planned here and made later.
+    """
 
     method: str
-    made: dict[tuple[str, str], tuple[LazyTensor, ErrorTally]] = field(default_factory=dict)
+    solutions: Solutions = field(default_factory=Solutions)
+    made: dict[tuple[str, str, str], tuple[LazyTensor, ErrorTally]] = field(default_factory=dict)
 
-    def get(self, tensor: LazyTensor, target: Grid) -> tuple[LazyTensor, ErrorTally]:
-        key = (tensor.name, target.name)
+    def all(
+        self, checkpoint: Checkpoint, assignments: Mapping[str, Assignment]
+    ) -> dict[str, tuple[LazyTensor, ErrorTally]]:
+        """Every tensor of one container on its grid."""
+        solution = None
+        if needs(self.method) != "nothing":
+            grids = {name: found.grid for name, found in assignments.items() if not _has(checkpoint, found)}
+            solution = self.solutions.get(grids, {name: found.role for name, found in assignments.items()})
+        return {
+            name: self._get(checkpoint.tensors[name], found.grid, solution)
+            for name, found in assignments.items()
+        }
+
+    def _get(
+        self, tensor: LazyTensor, target: Grid, solution: Solution | None
+    ) -> tuple[LazyTensor, ErrorTally]:
+        key = (tensor.name, target.name, solution.key if solution else "")
         if key not in self.made:
             tally = ErrorTally()
-            self.made[key] = (on_grid(tensor, target, solver(self.method), tally), tally)
+            # What no walk meets (an embedding that is no head) is searched without data.
+            solve = solver("search" if solution else self.method)
+            codes = solution.codes(tensor.name, target) if solution else None
+            self.made[key] = (on_grid(tensor, target, solve, tally, codes), tally)
         return self.made[key]
+
+
+def _has(checkpoint: Checkpoint, wanted: Assignment) -> bool:
+    """Whether the source holds codes of this very grid, which pass on untouched."""
+    return same_grid(checkpoint.tensors[wanted.name].grid, wanted.grid)
 
 
 def containers() -> tuple[str, ...]:
@@ -167,7 +196,7 @@ def _laid_out(
 ) -> tuple[ContainerPlan, Sequence[str]]:
     """The plan with these grids, and what the container's sink has to say; refuses what it cannot hold."""
     assignments = {key: _as_float(name, checkpoint.tensors[key], a) for key, a in assignments.items()}
-    made = {key: views.get(checkpoint.tensors[key], found.grid) for key, found in assignments.items()}
+    made = views.all(checkpoint, assignments)
     options = SinkOptions(
         name=recipe.export.name or model_name(checkpoint),
         label=label,
@@ -187,6 +216,7 @@ def _laid_out(
         placed,
         options,
         sink.size_bytes,
+        tuple(views.solutions.all.values()),
     )
     return found, sink.notes
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt54_convert.calibrate.options import Calibration
 from gpt54_convert.core.options import option, to_dict
 from gpt54_convert.core.passes import Pass, as_dict
 from gpt54_convert.errors import UsageError
@@ -16,7 +17,7 @@ DTYPES = ("keep", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
-class Quantize:
+class Quantize(Calibration):
     """Round weights to few bits."""
 
     bits: int | None = option(
@@ -30,7 +31,8 @@ class Quantize:
     )
     method: str = option(
         "search",
-        "How codes are chosen: rtn (rounding) or search (best scales).",
+        "How codes are chosen: rtn (rounding), search (best scales), or by running the model (needs torch): "
+        "imatrix, gptq and more (`list methods`).",
         metavar="NAME",
         listed="methods",
     )
@@ -52,6 +54,7 @@ class Quantize:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         chosen = [flag for flag, value in self._choosers().items() if value is not None]
         if len(chosen) > 1:
             verb = "both" if len(chosen) == 2 else "all"

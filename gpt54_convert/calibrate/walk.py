@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,10 @@ class Seen:
 
     fit: Statistics
     held: Statistics
+
+    def without_drift(self) -> Seen:
+        """The same inputs, taken for those of the float model."""
+        return Seen(replace(self.fit, drift=None, kept={}), replace(self.held, drift=None, kept={}))
 
 
 class Visitor(Protocol):
