@@ -22,8 +22,9 @@ from gpt54_convert.exporters._sink import Sink
 from gpt54_convert.plan import ContainerPlan, plan
 from gpt54_convert.quantize.qtensor import QTensor
 from gpt54_convert.recipe import Quantize, Recipe
-from gpt54_convert.verify import quick
+from gpt54_convert.verify import overlap, quick
 from gpt54_convert.verify.artifact import written
+from gpt54_convert.verify.stage import Gate
 from gpt54_convert.verify.verdict import FAIL, Check, Verdict
 
 
@@ -53,11 +54,24 @@ def run(recipe: Recipe, report: Report) -> list[Artifact]:
 
 def run_on(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> list[Artifact]:
     """`run` for a checkpoint that lies nowhere (a fresh one)."""
+    if recipe.passes:
+        _refuse_early(recipe, checkpoint)
     with workspace(recipe.export.output, fingerprint(recipe, checkpoint)) as folder:
         context = Context(report, folder, recipe.export.threads, checkpoint)
         for step in recipe.passes:
             checkpoint = step.apply(checkpoint, context)
         return _export(recipe, checkpoint, context)
+
+
+def _refuse_early(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Raise before all passes what the export would raise after them."""
+    files = checkpoint.source.files
+    for step in recipe.passes:
+        checkpoint = step.outline(checkpoint)
+    plans = plan(recipe, checkpoint, Report())
+    names = [planned.container for planned in plans]
+    check_free(recipe.export.output, names, recipe.export.overwrite, files)
+    check_space(recipe.export.output, sum(planned.size_bytes for planned in plans))
 
 
 def fingerprint(recipe: Recipe, checkpoint: Checkpoint) -> str:
@@ -81,6 +95,9 @@ def _export(recipe: Recipe, checkpoint: Checkpoint, context: Context) -> list[Ar
     check_free(recipe.export.output, names, recipe.export.overwrite, checkpoint.source.files)
     check_space(recipe.export.output, sum(planned.size_bytes for planned in plans))
     details = {**recipe.to_dict(), **_calibrate(plans, recipe, checkpoint, context)}
+    texts = overlap.record(_fitted(recipe))
+    if texts:
+        details["fitted_to"] = texts
     with staged(recipe.export.output, names, recipe.export.overwrite) as folder:
         sinks = [planned.sink(folder / planned.container) for planned in plans]
         write(sinks, report, recipe.export.threads)
@@ -132,7 +149,8 @@ def _verified(
     """A quick look at what was written, against the very checkpoint that was exported."""
     if not recipe.export.verify:
         return None
-    manifest_so_far = {"tensors": tensor_rows(planned), "recipe": details}
+    told = {key: value for key, value in details.items() if key != "passes"}  # they are done
+    manifest_so_far = {"tensors": tensor_rows(planned), "recipe": told}
     try:
         subject = written(planned.container, staging / planned.container, manifest_so_far)
         verdict = quick.check(subject, checkpoint, report)
@@ -224,6 +242,13 @@ def _finish(
     verification = quick.summary(verdict)
     name = planned.options.name
     manifest.write(folder, source, details, planned.container, name, tensors, totals, verification)
+
+
+def _fitted(recipe: Recipe) -> list[Path]:
+    """The user's texts that some step fits weights to; a later `verify` must not judge by them."""
+    steps = [step for step in (*recipe.passes, recipe.step) if not isinstance(step, Gate)]
+    found = [getattr(step, name, None) for step in steps for name in ("calibration", "text")]
+    return list(dict.fromkeys(path for path in found if isinstance(path, Path)))
 
 
 def tensor_rows(planned: ContainerPlan) -> list[dict[str, Any]]:

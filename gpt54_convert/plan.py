@@ -176,6 +176,8 @@ def _budget_search(recipe: Recipe, report: Report) -> Search | None:
 def _plan_one(
     name: str, recipe: Recipe, checkpoint: Checkpoint, views: _Views, search: Search | None, report: Report
 ) -> ContainerPlan:
+    wanted = recipe.step.schemes if search is None else ()
+    chosen = _scheme_for(name, wanted) if wanted else None  # before libraries are imported in vain
     refuses = partial(exporter(name).refuses, checkpoint=checkpoint)
     left_out = set(exporter(name).leaves_out(checkpoint))
     checkpoint = checkpoint.with_tensors({k: t for k, t in checkpoint.tensors.items() if k not in left_out})
@@ -186,13 +188,15 @@ def _plan_one(
             # Views of their own: nothing that is only tried shall be solved.
             return _laid_out(name, recipe, checkpoint, _Views("rtn"), assignments, label)[0].size_bytes
 
-        choice = search.choose(Offer(name, checkpoint, refuses, size_bytes))
+        others = [other for other in dict.fromkeys(recipe.export.to) if other != name]
+        together = [partial(exporter(other).refuses, checkpoint=checkpoint) for other in others]
+        fused = [roles for each in (name, *others) for roles in getattr(exporter(each), "FUSED", ())]
+        choice = search.choose(Offer(name, checkpoint, refuses, size_bytes, fused), together)
         found, notes = _laid_out(name, recipe, checkpoint, views, choice.assignments, choice.label)
         found = replace(found, losses=choice.losses, budget=choice.facts)
-    elif not recipe.step.schemes:
+    elif chosen is None:
         found, notes = _laid_out(name, recipe, checkpoint, views, _as_source(checkpoint, name), "keep")
     else:
-        chosen = _scheme_for(name, recipe.step.schemes)
         keep = parse_keep(recipe.step.keep) if isinstance(recipe.step, Quantize) else {}
         assignments = assign(checkpoint, chosen, keep, refuses)
         _check_use(name, chosen, assignments)
@@ -219,6 +223,7 @@ def _laid_out(
         pre=recipe.export.pre,
         shard_bytes=parse_size(recipe.export.shard_size) if recipe.export.shard_size else None,
         activations=_activations(label),
+        layout=recipe.export.layout,
     )
     placed = checkpoint.with_tensors({key: tensor for key, (tensor, _) in made.items()})
     sink = exporter(name).open_sink(placed, Path(), options)

@@ -12,6 +12,7 @@ from gpt54_convert.core.passes import Pass, as_dict
 from gpt54_convert.errors import UsageError
 from gpt54_convert.quantize.schemes import BITS, SCHEMES
 
+LAYOUTS = ("optimum", "transformers.js")
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 
 
@@ -23,13 +24,17 @@ class Quantize(Calibration):
         None, "Bits per weight code: each container gets its scheme of that many.", choices=tuple(BITS)
     )
     scheme: str | None = option(
-        None, "A named mix of grids, or a grid for every matrix (`list schemes`).", metavar="NAME"
+        None,
+        "A named mix of grids, or a grid for every matrix (`list schemes`).",
+        metavar="NAME",
+        listed="schemes",
     )
     method: str = option(
         "search",
         "How codes are chosen: rtn (rounding), search (best scales), or by running the model (needs torch): "
         "imatrix, gptq and more (`list methods`).",
         metavar="NAME",
+        listed="methods",
     )
     stats: Path | None = option(  # noqa: RUF009 - a frozen field's description
         None,
@@ -115,13 +120,18 @@ class Export:
     output: Path = option(  # noqa: RUF009 - a frozen field's description, not a shared default
         Path("dist"), "Folder for the artifacts, one subfolder a container.", flags=("-o",), metavar="DIR"
     )
-    to: tuple[str, ...] = option((), "Container to write; repeat for several. Default: all that can hold it.")
+    to: tuple[str, ...] = option(
+        (), "Container to write; repeat for several. Default: all that can hold it.", listed="formats"
+    )
     overwrite: bool = option(False, "Replace artifacts that an earlier run wrote.")
     name: str | None = option(None, "Model name in metadata and file names.", metavar="NAME")
     shard_size: str | None = option(
         None, "Largest file, e.g. 2GB; a larger artifact is cut into shards.", metavar="SIZE"
     )
     pre: str | None = option(None, "GGUF's tokenizer.ggml.pre, where it cannot be told.", metavar="NAME")
+    layout: str = option(
+        "optimum", "How ONNX files are called and placed: optimum or transformers.js.", choices=LAYOUTS
+    )
     threads: int = option(0, "Worker threads; 0 takes one per core.", metavar="N")
     verify: bool = option(True, "Take a quick look at what was written, and record the verdict.")
 
@@ -137,7 +147,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """What decides the artifacts' bytes, for the manifest."""
-        export = {key: getattr(self.export, key) for key in ("name", "shard_size", "pre")}
+        export = {key: getattr(self.export, key) for key in ("name", "shard_size", "pre", "layout")}
         return {
             **({"passes": [as_dict(step) for step in self.passes]} if self.passes else {}),
             type(self.step).__name__.lower(): to_dict(self.step),

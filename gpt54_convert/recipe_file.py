@@ -35,6 +35,7 @@ from gpt54_convert.recipe import Convert, Export, Quantize, Recipe
 PASSES = {
     "prune": ("gpt54_convert.prune.step", "Prune"),
     "distill-init": ("gpt54_convert.distill.options", "DistillInit"),
+    "distill-train": ("gpt54_convert.distill.options", "DistillTrain"),
     "smooth": ("gpt54_convert.transforms.smooth", "Smooth"),
     "gate": ("gpt54_convert.verify.stage", "Gate"),
 }

@@ -46,8 +46,12 @@ HEAVY = {
 RUNTIMES = {
     "exporters._onnx_bind": {"onnx_ir"},
     "exporters._onnx_calls": {"torch", "transformers"},
+    "exporters._onnx_fuse": {"onnx_ir", "onnxscript"},
+    "exporters._onnx_check": {"onnx"},
     "exporters._onnx_graph": {"onnx_ir"},
+    "exporters._onnx_merge": {"onnx_ir"},
     "exporters._onnx_trace": {"torch", "onnx_ir", "onnxscript"},
+    "forward.onnx_model": {"onnxruntime"},
     "forward.torch_model": {"torch", "transformers", "accelerate"},
     "prune.observe": {"torch", "transformers"},
     "prune.moments": {"torch"},
@@ -60,11 +64,17 @@ RUNTIMES = {
     "calibrate.loss": {"torch"},
     "verify.runners.transformers_packed": {"torch", "transformers", "compressed_tensors"},
     "verify.runners.llama_cpp": {"llama_cpp"},
-    "verify.runners.onnx_runtime": {"onnxruntime"},
     "sessions.gguf": {"llama_cpp"},
     "sessions.onnx": {"onnxruntime"},
     "sessions.safetensors": {"torch"},
+    "verify.onnx_weights": {"onnx"},
     "verify.stages": {"torch"},  # one dtype, named within a function
+    "distill.models": {"torch"},
+    "distill.losses": {"torch"},
+    "distill.pair": {"torch"},
+    "distill.optimise": {"torch"},
+    "distill.loop": {"torch", "accelerate"},
+    "distill.training": {"torch", "accelerate"},
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 

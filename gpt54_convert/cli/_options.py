@@ -64,7 +64,19 @@ def _option(field: dataclasses.Field[Any]) -> Callable[[Decorated], Decorated]:
         help=extra["help"],
         metavar=extra.get("metavar"),
         show_default=str(shown) if shown is not None else False,
+        shell_complete=_names(extra["listed"]) if "listed" in extra else None,
     )
+
+
+def _names(what: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Completes the names of a list; of containers, those that can be written."""
+
+    def complete(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+        from gpt54_convert.cli.list_ import LISTS
+
+        return [row[0] for row in LISTS[what]()[1] if row[0].startswith(begun) and row[1] != "read"]
+
+    return complete
 
 
 class _Choice(click.Choice[str]):

@@ -11,7 +11,7 @@ import click
 from gpt54_convert.cli._job import do_recipe
 from gpt54_convert.cli._options import build, options_of, output_options, resolve_model
 from gpt54_convert.cli._terminal import TerminalReport, print_json, print_table
-from gpt54_convert.distill.options import DistillInit, MapOptions
+from gpt54_convert.distill.options import DistillInit, DistillTrain, MapOptions
 from gpt54_convert.recipe import Convert, Export
 
 if TYPE_CHECKING:
@@ -90,6 +90,28 @@ def init(
     export = dataclasses.replace(export, to=export.to or ("safetensors",))
     recipe = Recipe(source, build(Convert, values), export, (step,))
     do_recipe(recipe, dry_run, as_json, TerminalReport(quiet, verbose))
+
+
+@command.command("train")
+@click.option(
+    "--student", required=True, type=click.Path(path_type=Path), metavar="MODEL", help="The model to train."
+)
+@options_of(DistillTrain, Convert, Export)
+@output_options
+def train(student: Path, as_json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
+    """Train the student beside its teacher (by default the embedded model); writes a safetensors folder.
+
+    Interrupted, the same command goes on exactly where it was saved last.  For several processes or
+    machines: `accelerate launch -m gpt54_convert distill train …`.  Example: `distill train --teacher big
+    --student student/safetensors --text book.txt -o trained`.
+    """
+    from gpt54_convert.recipe import Recipe
+
+    step = build(DistillTrain, {**values, "teacher": resolve_model(values["teacher"])})
+    export = build(Export, values)
+    export = dataclasses.replace(export, to=export.to or ("safetensors",))
+    recipe = Recipe(student, build(Convert, values), export, (step,))
+    do_recipe(recipe, False, as_json, TerminalReport(quiet, verbose))
 
 
 def _teacher(plan: Map, named: Path | None) -> Checkpoint:

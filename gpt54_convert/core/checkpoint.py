@@ -32,6 +32,7 @@ class Checkpoint:
     config: the content of config.json; {} where there is none (a lone file of tensors).
     generation_config: the content of generation_config.json, or None.
     tokenizer: tokenizer files by name (tokenizer.json, tokenizer_config.json, …), as bytes.
+    extras: further files that tell of the weights (the course of a training); model folders carry them.
     architecture: the key of an `archs` file, or None for one that nobody described.
     notes: what was not read of the source, each a sentence for people.
     """
@@ -43,6 +44,7 @@ class Checkpoint:
     generation_config: Mapping[str, Any] | None = None
     tokenizer: Mapping[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    extras: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def parameter_count(self) -> int:

@@ -10,7 +10,8 @@ def option(default: Any, help_text: str, **extra: Any) -> Any:
     """A field with the words that help, docs and recipes show for it.
 
     extra: `flags` (further names), `choices`, `metavar`, `is_path`; of a number that may be left out,
-    `minimum` (a whole one) or `number` (any).
+    `minimum` (a whole one) or `number` (any); `listed`, the list (`gpt54-convert list`) that shells complete
+    it from.
     """
     return dataclasses.field(default=default, metadata={"help": help_text, **extra})
 

@@ -36,7 +36,7 @@ def reconciled(teacher: Checkpoint, old: int, new: int, student_files: Mapping[s
     Raises UsageError where the vocabularies do not match, so that it is more than padding.
     """
     own = tokens(teacher.tokenizer)
-    _same_tokens(own, tokens(student_files))
+    same_tokens(own, tokens(student_files))
     if new == old:
         return None
     used = max(own.values()) + 1 if own else None
@@ -60,7 +60,7 @@ def reconciled(teacher: Checkpoint, old: int, new: int, student_files: Mapping[s
     return means([*([row] for row in range(old)), *([-1] for _ in range(new - old))])
 
 
-def _same_tokens(own: dict[str, int] | None, other: dict[str, int] | None) -> None:
+def same_tokens(own: dict[str, int] | None, other: dict[str, int] | None) -> None:
     """Raise UsageError unless both give every token the same id."""
     if own is None or other is None or own == other:
         return

@@ -68,7 +68,7 @@ def side_files(
         files["generation_config.json"] = to_json(checkpoint.generation_config)
     for name, content in sorted(checkpoint.tokenizer.items()):
         files[name] = _portable(content) if name == "tokenizer_config.json" else content
-    return files
+    return {**files, **checkpoint.extras}
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:

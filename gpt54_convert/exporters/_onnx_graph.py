@@ -9,7 +9,6 @@ puts ONNX Runtime's operators for codes in, and points every initialiser at its 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
@@ -17,49 +16,53 @@ import onnx_ir as ir
 from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
-from gpt54_convert.exporters import _onnx_bind, _onnx_trace
+from gpt54_convert.exporters import _onnx_bind, _onnx_fuse, _onnx_merge, _onnx_trace
+from gpt54_convert.exporters._onnx_layout import MERGED, Layout
 from gpt54_convert.exporters._onnx_store import Store
 from gpt54_convert.exporters._onnx_trace import Traced
 
-REWRITES: list[Callable[[Traced, Checkpoint], None]] = []
+REWRITES: list[Callable[[Traced, Checkpoint], None]] = [_onnx_fuse.rewrite]
 PRODUCER = "gpt54-convert"
-_made: dict[str, dict[str, bytes]] = {}
+_PLAIN = Layout()
 
 
 def files(
-    checkpoint: Checkpoint, views: Mapping[str, LazyTensor], store: Store, dtype: str
+    checkpoint: Checkpoint,
+    views: Mapping[str, LazyTensor],
+    store: Store,
+    dtype: str,
+    names: Layout = _PLAIN,
 ) -> dict[str, bytes]:
-    """File name -> content of every graph.
-
-    Tracing takes seconds for every few layers, and a plan asks for the same graphs that are written later:
-    so the last answer is kept (a few megabytes).
-    """
-    key = _key(checkpoint, views, store, dtype)
-    if key not in _made:
-        made = {
-            f"{traced.stem}.onnx": _file(traced, checkpoint, views, store)
-            for traced in _onnx_trace.trace(checkpoint, dtype)
-        }
-        _made.clear()
-        _made[key] = made
-    return _made[key]
+    """File name -> content of every graph."""
+    bound = {}
+    for traced in _onnx_trace.trace(checkpoint, dtype):
+        own = {name: _own(store, name, names.data(traced.stem)) for name in views}
+        bound[traced.stem] = _bound(traced, checkpoint, views, own, store)
+    if names.merged and "decoder_model" in bound:
+        pair = bound.pop("decoder_model"), bound.pop("decoder_with_past_model")
+        bound[MERGED] = _onnx_merge.merge(*pair)
+    return {names.graph(stem): _serialised(model) for stem, model in bound.items()}
 
 
-def _key(checkpoint: Checkpoint, views: Mapping[str, LazyTensor], store: Store, dtype: str) -> str:
-    """Everything that the graphs' bytes depend on."""
-    tensors = [(v.name, v.shape, v.dtype, v.grid) for v in views.values()]
-    places = [(file, dict(layout.offsets)) for file, layout in store.layouts.items()]
-    return json.dumps([dict(checkpoint.config), checkpoint.architecture, dtype, tensors, places], default=str)
+def _own(store: Store, name: str, file: str) -> str:
+    """The copy of a tensor that stands in the graph's own file of weights, if it has one there."""
+    return f"{name}@{file}" if f"{name}@{file}" in store.parts else name
 
 
-def _file(traced: Traced, checkpoint: Checkpoint, views: Mapping[str, LazyTensor], store: Store) -> bytes:
+def _bound(
+    traced: Traced,
+    checkpoint: Checkpoint,
+    views: Mapping[str, LazyTensor],
+    own: Mapping[str, str],
+    store: Store,
+) -> ir.Model:
     for rewrite in REWRITES:
         rewrite(traced, checkpoint)
     graph = traced.model.graph
     for name, source in traced.sources.items():
         turned = _is_conv1d(checkpoint, source)
-        _onnx_bind.bind(graph, graph.initializers[name], views[source], store.parts[source], turned)
-    return _serialised(traced.model)
+        _onnx_bind.bind(graph, graph.initializers[name], views[source], store.parts[own[source]], turned)
+    return traced.model
 
 
 def _is_conv1d(checkpoint: Checkpoint, name: str) -> bool:

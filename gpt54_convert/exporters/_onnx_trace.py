@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -31,7 +32,12 @@ from gpt54_convert.forward import torch_model
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 # What the exporters of torch and onnxscript say to programmers.
-_CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.fx", "torch.export")
+_CHATTY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.fx", "torch.export", "torch.__trace")
+
+
+_KEPT = 2
+_kept: dict[str, list[Traced]] = {}
+_used: dict[str, set[str]] = {}
 
 
 @dataclass(frozen=True)
@@ -45,20 +51,43 @@ class Traced:
 
     stem: str
     model: ir.Model
-    sources: Mapping[str, str]
+    sources: dict[str, str]
 
 
 def used_tensors(checkpoint: Checkpoint) -> set[str]:
     """The checkpoint's tensors that its graphs will read.  Raises InputError where one is missing."""
-    return set(_sources(torch_model.build(checkpoint), checkpoint).values())
+    key = _key(checkpoint, "")
+    if key not in _used:
+        _used.clear()
+        _used[key] = set(_sources(torch_model.build(checkpoint), checkpoint).values())
+    return _used[key]
 
 
 def trace(checkpoint: Checkpoint, dtype: str) -> list[Traced]:
-    """The graphs of a model that computes in `dtype`, in optimum's order.
+    """The graphs of a model that computes in `dtype`, in optimum's order; they are the caller's to change.
 
+    Tracing takes about two seconds a layer, and a plan asks for the same graphs that are written later: so
+    the last ones are kept, a few megabytes each.
     Raises InputError where the checkpoint lacks a tensor, UnsupportedError for a model that torch or
     transformers cannot trace.
     """
+    key = _key(checkpoint, dtype)
+    if key not in _kept:
+        while len(_kept) >= _KEPT:
+            del _kept[next(iter(_kept))]
+        _kept[key] = _trace(checkpoint, dtype)
+    return [
+        replace(traced, model=traced.model.clone(), sources=dict(traced.sources)) for traced in _kept[key]
+    ]
+
+
+def _key(checkpoint: Checkpoint, dtype: str) -> str:
+    """Everything that a graph depends on before weights are bound to it."""
+    shapes = [(name, tensor.shape) for name, tensor in checkpoint.tensors.items()]
+    return json.dumps([dict(checkpoint.config), checkpoint.architecture, dtype, shapes], default=str)
+
+
+def _trace(checkpoint: Checkpoint, dtype: str) -> list[Traced]:
     model = torch_model.build(checkpoint)
     model.config.use_cache = True
     sources = _sources(model, checkpoint)

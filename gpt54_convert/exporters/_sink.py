@@ -49,6 +49,7 @@ class SinkOptions:
 
     name: the model's name, for metadata and file names.  label: the scheme's name (`int4`, `q4_k_m`).
     pre: GGUF's `tokenizer.ggml.pre`, given by the user.  shard_bytes: the largest file, or None.
+    layout: how ONNX files are called: `optimum` or `transformers.js`.
     activations: the grid of those weights whose inputs are rounded to 8 bits too, or nothing.
     """
 
@@ -56,6 +57,7 @@ class SinkOptions:
     label: str
     pre: str | None = None
     shard_bytes: int | None = None
+    layout: str = "optimum"
     activations: str = ""
 
 

@@ -22,6 +22,11 @@ from gpt54_convert.quantize.grids import FLOAT, grid
 CARD = "README.md"
 CARD_LIMIT = 1 << 20  # bytes of the source's own card that are looked at
 Row = Mapping[str, Any]
+_ORT_CLASSES = {
+    "decoder": "ORTModelForCausalLM",
+    "encoder-decoder": "ORTModelForSeq2SeqLM",
+    "encoder": "ORTModelForFeatureExtraction",
+}
 _LIBRARIES = {"safetensors": "transformers", "gguf": "gguf", "onnx": "onnx"}
 _AUTO_CLASSES = {
     "decoder": "AutoModelForCausalLM",
@@ -191,9 +196,11 @@ def _how_to_load(folder: Path, checkpoint: Checkpoint, container: str, quantized
     if container == "gguf":
         files = sorted(path.name for path in folder.glob("*.gguf"))
         return ["```sh", f"llama-cli -m {files[0] if files else 'MODEL.gguf'} -p 'Hello'", "```"]
-    if container != "safetensors":
+    if container not in ("safetensors", "onnx"):
         return [f"Open it with a runtime for {container}."]
     kind = archs.by_name(checkpoint.architecture).kind if checkpoint.architecture else "encoder"
+    if container == "onnx":
+        return _how_to_load_onnx(folder, kind)
     auto = _AUTO_CLASSES[kind]
     lines = [
         "```python",
@@ -211,6 +218,28 @@ def _how_to_load(folder: Path, checkpoint: Checkpoint, container: str, quantized
             "stored codes and scales exactly; `dtype=torch.bfloat16` halves its memory and rounds scales.",
         ]
     return lines
+
+
+def _how_to_load_onnx(folder: Path, kind: str) -> list[str]:
+    graphs = sorted(path.name for path in folder.glob("*.onnx"))
+    name = _ORT_CLASSES[kind]
+    return [
+        "In ONNX Runtime (`pip install onnxruntime`), which finds the weights beside the graph:",
+        "",
+        "```python",
+        "import onnxruntime",
+        "",
+        *(f'session = onnxruntime.InferenceSession("path/to/this/folder/{graph}")' for graph in graphs),
+        "```",
+        "",
+        "Inputs, outputs and file names are those of Hugging Face's optimum (`pip install optimum-onnx`):",
+        "",
+        "```python",
+        f"from optimum.onnxruntime import {name}",
+        "",
+        f'model = {name}.from_pretrained("path/to/this/folder")',
+        "```",
+    ]
 
 
 def _plain(text: str) -> str:

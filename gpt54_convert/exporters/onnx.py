@@ -7,9 +7,10 @@ into any other container.  This module itself is light: torch and onnx are impor
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,7 @@ from gpt54_convert.core import views as rewrites
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import InternalError, OutputError, UnsupportedError
-from gpt54_convert.exporters import _hf_folder, _onnx_store
+from gpt54_convert.exporters import _genai_config, _hf_folder, _onnx_layout, _onnx_store
 from gpt54_convert.exporters._sink import SinkOptions
 from gpt54_convert.formats.safetensors import Writer
 from gpt54_convert.packing import onnx as packing
@@ -32,6 +33,9 @@ from gpt54_convert.quantize.qtensor import QTensor
 NAME = "onnx"
 DESCRIPTION = "ONNX graphs for ONNX Runtime, in optimum's layout; integer grids as MatMulNBits"
 LIBRARIES = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
+# Files of weights up to this size are checked on logits before they are published; of larger ones the
+# graphs are checked alone, and `verify` runs them.
+CHECK_BYTES = 128_000_000
 INSTALL = "pip install 'gpt54-convert[onnx]'"
 
 
@@ -103,33 +107,48 @@ def open_sink(checkpoint: Checkpoint, folder: Path, options: SinkOptions) -> Onn
     Raises UnsupportedError where the libraries are missing, and for a model that cannot be traced.
     """
     _check(checkpoint)
-    return OnnxSink(checkpoint, folder, options.shard_bytes)
+    return OnnxSink(checkpoint, folder, options)
 
 
 class OnnxSink:
     """One folder of graphs being written; see `exporters._sink.Sink`."""
 
-    def __init__(self, checkpoint: Checkpoint, folder: Path, shard_bytes: int | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, folder: Path, options: SinkOptions) -> None:
         from gpt54_convert.exporters import _onnx_graph
 
         self._checkpoint, self._folder = checkpoint, folder
         unused = set(leaves_out(checkpoint))
         self._views = {name: _as_stored(t) for name, t in checkpoint.tensors.items() if name not in unused}
         stored = list(self._views.values())
-        self._store = _onnx_store.lay_out(stored, homes(checkpoint, self._views), shard_bytes)
         self._dtype = compute_dtype(stored)
-        self._graphs = _onnx_graph.files(checkpoint, self._views, self._store, self._dtype)
+        self._layout = _onnx_layout.layout(options.layout, stored, self._dtype)
+        self._place = folder / self._layout.folder  # of graphs and weights
+        homes = _onnx_layout.homes(checkpoint, self._views, self._layout)
+        self._written = _onnx_layout.copies(self._views, homes)
+        self._store = _onnx_store.lay_out(list(self._written.values()), homes, options.shard_bytes)
+        self._graphs = _onnx_graph.files(checkpoint, self._views, self._store, self._dtype, self._layout)
         plain = [replace(view, grid=None, read_codes=None) for view in stored]
         self._side = _hf_folder.side_files(checkpoint, plain)
+        self._side |= self._extra(checkpoint)
         self._writers: dict[str, Writer] = {}
         self._lock = threading.Lock()
         self.notes: list[str] = []
         small = sum(map(len, (*self._graphs.values(), *self._side.values())))
         self.size_bytes = self._store.size_bytes + small
 
+    def _extra(self, checkpoint: Checkpoint) -> dict[str, bytes]:
+        """What the runtime that the layout is for wants to be told besides."""
+        if self._layout.folder:
+            counts = _onnx_layout.config_entry(self._graphs, self._store.layouts)
+            config = json.loads(self._side["config.json"])
+            config["transformers.js_config"] = {"use_external_data_format": counts}
+            return {"config.json": _hf_folder.to_json(config)}
+        genai = _genai_config.content(checkpoint)
+        return {} if genai is None else {_genai_config.FILE: _hf_folder.to_json(genai)}
+
     def views(self) -> list[LazyTensor]:
         """Every tensor that a graph reads, under its canonical name, in the order of the files."""
-        return [self._views[name] for name in self._store.parts]
+        return [self._written[name] for name in self._store.parts]
 
     def put(self, name: str, start: int, stop: int, rows: QTensor | NDArray[Any]) -> None:
         """Write rows [start, stop) of view `name`: codes where it has a grid, else its storage type."""
@@ -144,39 +163,41 @@ class OnnxSink:
             self._writer(part.file).put(f"{name}/{kind}", start, content[kind])
 
     def close(self) -> list[Path]:
-        """Finish all files; returns the weights' files first, largest first."""
+        """Finish all files and check the graphs; returns the weights' files first, largest first.
+
+        Raises OutputError where a graph does not give torch's logits: nothing may be published then.
+        """
         for file in self._store.layouts:
             self._writer(file)
         for writer in self._writers.values():
             writer.close()
-        small = {**self._graphs, **self._side}
-        for name, content in small.items():
+        for name, content in self._graphs.items():
+            _write_file(self._place / name, content)
+        for name, content in self._side.items():
             _write_file(self._folder / name, content)
+        self._check()
         weights = sorted(self._store.layouts, key=lambda file: (-self._store.layouts[file].size_bytes, file))
-        return [self._folder / name for name in (*weights, *small)]
+        return [
+            *(self._place / name for name in (*weights, *self._graphs)),
+            *(self._folder / name for name in self._side),
+        ]
+
+    def _check(self) -> None:
+        from gpt54_convert.exporters import _onnx_check
+
+        if self._store.size_bytes > CHECK_BYTES:
+            _onnx_check.check_structure(self._place, self._graphs)
+            return
+        stored = self._checkpoint.with_tensors(self._written)
+        half = self._dtype == "float16"
+        _onnx_check.check_logits(self._place, self._graphs, stored, self._store.parts, half)
 
     def _writer(self, file: str) -> Writer:
         with self._lock:
             if file not in self._writers:
-                self._writers[file] = Writer(self._folder / file, self._store.layouts[file])
+                self._place.mkdir(exist_ok=True)
+                self._writers[file] = Writer(self._place / file, self._store.layouts[file])
             return self._writers[file]
-
-
-def homes(checkpoint: Checkpoint, names: Mapping[str, LazyTensor]) -> dict[str, str]:
-    """The file of external data of each tensor.
-
-    Graphs of one model share them: what the decoder reads (the embedding too) stands beside decoder_model,
-    where the encoder and the decoder with past find it.
-    """
-    architecture = archs.by_name(checkpoint.architecture or "")
-    if architecture.kind != "encoder-decoder":
-        return dict.fromkeys(names, "model.onnx_data")
-    found = {}
-    for name in names:
-        match = architecture.match(name)
-        is_encoder = match is not None and match.role.startswith("enc.")
-        found[name] = f"{'encoder' if is_encoder else 'decoder'}_model.onnx_data"
-    return found
 
 
 def compute_dtype(views: Sequence[LazyTensor]) -> str:

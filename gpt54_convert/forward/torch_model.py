@@ -2,11 +2,13 @@
 
 The model code is transformers' own.  It is built without weights; accelerate's hooks then fetch each
 module's tensors when the module runs and drop them after it, so that memory is bounded by the largest
-module and not by the model.  Whatever fits into `keep_bytes` is kept between batches.
+module and not by the model.  A model that fits into `keep_bytes` is kept between batches.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import TracebackType
@@ -24,6 +26,17 @@ from gpt54_convert.errors import InputError, UnsupportedError
 from gpt54_convert.forward.batch import Batch, Floats
 
 KEEP_BYTES = 1 << 30
+_SMALL = 1 << 22  # bytes of norms and biases, kept of a model that does not fit
+
+
+def _return_freed_memory() -> None:
+    """Make glibc give large freed blocks back: weights come and go, and its heap would keep their pages."""
+    mmap_threshold = -3
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(mmap_threshold, 4 << 20)
+
+
+_return_freed_memory()
 
 
 class Weights(Mapping[str, torch.Tensor]):
@@ -90,10 +103,12 @@ def auto_class(checkpoint: Checkpoint) -> tuple[Any, dict[str, Any]]:
     """transformers' class for a checkpoint's kind, and what to tell it."""
     if checkpoint.architecture is None:
         return _named_class(checkpoint), {}
-    kind = archs.by_name(checkpoint.architecture).kind
+    table = archs.by_name(checkpoint.architecture)
+    kind = table.kind
     if kind == "encoder":
         # Poolers are seldom exported; what is compared are the hidden states below them.
-        return transformers.AutoModel, {"add_pooling_layer": False}
+        pools = any(weight.role == "pooler" for weight in table.weights)
+        return transformers.AutoModel, {"add_pooling_layer": False} if pools else {}
     if kind == "encoder-decoder":
         return transformers.AutoModelForSeq2SeqLM, {}
     return transformers.AutoModelForCausalLM, {}
@@ -144,7 +159,10 @@ class TorchReference:
         self.runtime = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
         self._threads = threads
         self.model = build(checkpoint).to(dtype)
-        self.weights = weights = Weights(checkpoint, self.model, dtype, keep_bytes)
+        # A part of the weights kept would save little time; what counts then is memory.
+        fits = checkpoint.parameter_count * dtype.itemsize <= keep_bytes
+        keep = keep_bytes if fits else min(keep_bytes, _SMALL)
+        self.weights = weights = Weights(checkpoint, self.model, dtype, keep)
         for name, _ in self.model.named_parameters(remove_duplicate=False):
             weights.source(name)  # a missing tensor is found before anything runs
         for name, module in self.model.named_modules() if int8_inputs else ():

@@ -16,8 +16,7 @@ from gpt54_convert.core.passes import Context
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import UnsupportedError, UsageError
 from gpt54_convert.prune.cut import Selection, cut, ranges
-from gpt54_convert.prune.layers import Distances
-from gpt54_convert.prune.needs import measuring
+from gpt54_convert.prune.needs import layer_distances
 from gpt54_convert.prune.select import select, shrinking
 from gpt54_convert.prune.spaces import HEADS, KV_HEADS
 from gpt54_convert.prune.sparsity import CRITERIA, sparsify
@@ -103,13 +102,10 @@ def _choose_layers(
     if not stacks:
         return {}
     way = discover.load(LAYERS, options.layer_choice)
-    distances: Mapping[str, Distances | None] = dict.fromkeys(stacks)
-    if way.MEASURES:
-        observe = measuring("observe")
-        distances = observe.distances_between_layers(checkpoint, context, options.calibration)
+    found = layer_distances(checkpoint, context, options.calibration) if way.MEASURES else {}
     chosen = {}
     for stack in stacks:
-        chosen[stack], judged = way.choose(old[stack], sizes[stack], distances[stack])
+        chosen[stack], judged = way.choose(old[stack], sizes[stack], found.get(stack))
         _show(context.report, stack, options.layer_choice, chosen[stack], old[stack], judged)
     return chosen
 

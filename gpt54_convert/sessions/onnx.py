@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from gpt54_convert.errors import InputError
 from gpt54_convert.forward.batch import Floats
+from gpt54_convert.forward.onnx_model import Graph, find, past_of
 from gpt54_convert.sessions._folder import Words
 from gpt54_convert.verify.artifact import Subject
-from gpt54_convert.verify.runners.onnx_runtime import Graph, find, past_of
 
 Arrays = dict[str, NDArray[Any]]
 

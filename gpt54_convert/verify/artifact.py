@@ -20,6 +20,7 @@ from gpt54_convert.quantize.assign import place
 from gpt54_convert.quantize.grids import grid
 from gpt54_convert.verify.verdict import FAIL, PASS, Check
 
+_PRESERVING = {"smooth", "rotate", "fold", "gate"}  # passes after which a model still answers as before
 _SUFFIXES = {".gguf": "gguf", ".onnx": "onnx", ".safetensors": "safetensors"}
 
 
@@ -41,6 +42,17 @@ class Subject:
         """The model it was made from, as its manifest says."""
         recorded = self.manifest.get("source", {}).get("path")
         return Path(recorded) if isinstance(recorded, str) else None
+
+    @property
+    def fitted(self) -> tuple[Mapping[str, Any], ...]:
+        """The user's texts that it was calibrated on, as its manifest records them."""
+        found = self.manifest.get("recipe", {}).get("fitted_to", [])
+        return tuple(entry for entry in found if isinstance(entry, dict)) if isinstance(found, list) else ()
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it is another model than its source: pruned or distilled, not merely stored otherwise."""
+        return bool(set(self.passes) - _PRESERVING)
 
     @property
     def passes(self) -> tuple[str, ...]:
@@ -137,8 +149,16 @@ def check_files(subject: Subject) -> list[Check]:
 
 
 def load_tensors(subject: Subject) -> Checkpoint | None:
-    """The artifact's own tensors through our loaders; None for a container that none of them reads."""
-    if not any(loader.matches(subject.path) for loader in loaders.loaders()) or subject.container == "onnx":
+    """The artifact's own tensors; None where they cannot be read back (foreign ONNX graphs, no onnx)."""
+    if subject.container == "onnx":
+        try:
+            from gpt54_convert.verify import onnx_weights
+        except ImportError:
+            return None
+        return onnx_weights.read(
+            subject.path, {row["name"]: row for row in subject.manifest.get("tensors", ())}
+        )
+    if not any(loader.matches(subject.path) for loader in loaders.loaders()):
         return None
     return loaders.load(subject.path)
 

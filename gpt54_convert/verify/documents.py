@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from gpt54_convert import data
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.errors import InputError, UsageError
 from gpt54_convert.forward.batch import Batch, Document, stack
 from gpt54_convert.verify.options import VerifyOptions
+from gpt54_convert.verify.overlap import long_lines, shared
 
 LOGITS_BYTES = 256 << 20  # of one batch, in one model
-_LONG_LINE = 40  # characters; shorter lines ("Chapter 1") may stand in any two books
 
 
-def read_text(options: VerifyOptions) -> str:
-    """The text to measure on.  Raises UsageError where it overlaps the calibration text."""
+def read_text(options: VerifyOptions, fitted: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The text to measure on.
+
+    fitted: what the artifact's manifest says of texts that it was fitted to.
+    Raises UsageError where it overlaps one of them, or the package's own calibration text.
+    """
     if options.text is None:
         return data.text("heldout")
     try:
@@ -24,18 +29,21 @@ def read_text(options: VerifyOptions) -> str:
         raise InputError(f"--text {options.text}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"--text {options.text}: is not UTF-8 text ({error})") from error
-    shared = _long_lines(text) & _long_lines(data.text("calibration"))
-    if shared:
+    if not text.strip():
+        raise InputError(f"--text {options.text}: holds no text")
+    same = long_lines(text) & long_lines(data.text("calibration"))
+    if same:
         raise UsageError(
-            f"--text {options.text}: shares {len(shared)} lines with the calibration text (first: "
-            f"{min(shared)[:60]!r}), and a model must not be judged on text it was fitted to; take another"
+            f"--text {options.text}: shares {len(same)} lines with the calibration text (first: "
+            f"{min(same)[:60]!r}), and a model must not be judged on text it was fitted to; take another"
+        )
+    own = shared(options.text, text, fitted)
+    if own:
+        raise UsageError(
+            f"--text {options.text}: shares lines with {own}, which the artifact was calibrated on, and a "
+            "model must not be judged on text it was fitted to; take another"
         )
     return text
-
-
-def _long_lines(text: str) -> set[str]:
-    lines = (" ".join(line.split()) for line in text.splitlines())
-    return {line for line in lines if len(line) >= _LONG_LINE}
 
 
 def batches(documents: list[Document], checkpoint: Checkpoint, options: VerifyOptions) -> Iterator[Batch]:

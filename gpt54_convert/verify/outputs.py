@@ -17,7 +17,7 @@ from gpt54_convert.forward.documents import cut
 from gpt54_convert.verify import documents as docs
 from gpt54_convert.verify import gates, metrics, runners, stages
 from gpt54_convert.verify.artifact import Subject, grids_of, is_superblock, kind_of
-from gpt54_convert.verify.judge import SPLIT_TOKENS, Bench, Judge
+from gpt54_convert.verify.judge import SPLIT_TOKENS, Bench, Judge, size_and_quality
 from gpt54_convert.verify.options import VerifyOptions
 from gpt54_convert.verify.runner import Runner
 from gpt54_convert.verify.tally import Tally
@@ -41,11 +41,11 @@ def measure(
     Raises InputError where the runtime refuses the artifact, UsageError for gates that make no sense.
     """
     kind = metrics.HIDDEN if kind_of(source) == "encoder" else metrics.LOGITS
-    wanted = gates.chosen(options, kind, bits, is_superblock(artifact))
+    wanted = gates.chosen(options, kind, bits, is_superblock(artifact), subject.is_student)
     try:
         module = runners.for_container(subject.container)
         runners.load(runners.REFERENCE)
-        documents = cut(docs.read_text(options), source, options.tokens, options.context)
+        documents = cut(docs.read_text(options, subject.fitted), source, options.tokens, options.length)
         weights = None if subject.passes else artifact
         lineup = stages.Lineup(source, weights, grids_of(subject, artifact), options)
         lineup.reference()
@@ -58,7 +58,10 @@ def measure(
         longest = max(len(d.tokens) + (0 if d.prefix is None else len(d.prefix)) for d in documents)
         runner: Runner = module.open_runner(subject.path, source, longest, options.threads)
         stack.enter_context(runner)
-        return _judged(result, source, documents, runner, lineup, wanted, options, report)
+        try:
+            return _judged(result, source, documents, runner, lineup, wanted, options, report)
+        except MeasureError as error:
+            return replace(result, checks=[*result.checks, Check("outputs", "runtime", UNKNOWN, str(error))])
 
 
 def _judged(
@@ -98,7 +101,7 @@ def _judged(
         checks=checks,
         figures={name: figure.to_dict() for name, figure in figures.items()},
         split=split,
-        plots={**result.plots, **plots, **_plots(whole, kind)},
+        plots={**result.plots, **plots, **_plots(whole, kind), **size_and_quality(about, figures, judge)},
     )
 
 
@@ -110,7 +113,7 @@ def _protocol(reference: Runner, runner: Runner, tally: Tally, options: VerifyOp
             "text": str(options.text) if options.text else "held-out text of gpt54-convert",
             "tokens": tally.token_count,
             "documents": tally.document_count,
-            "context": options.context,
+            "context": options.length,
             "prefix_tokens": "up to 96 tokens to the encoder of an encoder-decoder",
             "scored": "every token of a document, from its first on",
         },

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt54_convert.errors import InternalError
+from gpt54_convert.errors import InternalError, MeasureError
 from gpt54_convert.forward.batch import Batch, Floats
 from gpt54_convert.verify import metrics
 from gpt54_convert.verify.pairs import Figure, Pair, Values
@@ -60,6 +60,11 @@ class Tally:
             self._positions.append(np.arange(count))
 
     def _add(self, reference: Floats, artifact: Floats, targets: NDArray[np.int64]) -> None:
+        if self.kind == metrics.HIDDEN and reference.shape[1] != artifact.shape[1]:
+            raise MeasureError(
+                f"hidden states of {artifact.shape[1]} values cannot be compared with the model's of "
+                f"{reference.shape[1]}; judge this model by a task"
+            )
         width = min(reference.shape[1], artifact.shape[1])  # one of them may pad its vocabulary
         reference, artifact = reference[:, :width], artifact[:, :width]
         self.reference_finite &= bool(np.isfinite(reference).all())

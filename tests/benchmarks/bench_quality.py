@@ -10,6 +10,9 @@ that nobody calibrated on; intervals are 95 %, by a bootstrap over documents; th
 An entry of --ours is a scheme, or KEY=VALUE pairs of `quantize`'s options and `to` (a container).  One of
 --peer is llama.cpp's name of a type, `+imatrix` and `+pure` where wanted.  --model: `embedded`, `smollm2`
 (shuffled, see honest.py), or a float model's path.
+
+Rows that measure sensitivities (budgets) share them: the first one's seconds include them, others' do not.
+--kept FOLDER keeps finished rows and takes them from there the next time: clear it when the code has changed.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import pickle
 import sys
 import tempfile
 import time
@@ -34,6 +38,7 @@ import honest
 import llama_quantizer
 
 from gpt54_convert import data, loaders, pipeline
+from gpt54_convert.budget import search
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.forward.batch import Batch, Floats
@@ -66,7 +71,15 @@ class Meter:
         self._batches = list(docs.batches(documents, source, options))
         self.token_count = sum(len(document.tokens) for document in documents)
         self.document_count = len(documents)
-        self._answers = list(self._run(source))
+        self._source = source
+        self._kept: list[Floats] = []
+
+    @property
+    def _answers(self) -> list[Floats]:
+        """The float model's, made when first needed."""
+        if not self._kept:
+            self._kept = list(self._run(self._source))
+        return self._kept
 
     def _run(self, checkpoint: Checkpoint) -> Iterator[Floats]:
         from gpt54_convert.forward.torch_model import TorchReference
@@ -97,6 +110,20 @@ class Bench:
         self.meter = Meter(self._source, text, args.tokens, args.context, args.threads)
         self._float: Path | None = None
         self._matrix: dict[str, Any] | None = None
+
+    def row(self, kind: str, spec: str, work: Path) -> Row:
+        """One row, measured or (--kept) found."""
+        args = self._args
+        about = (kind, spec, args.model, self.text_hash, args.tokens, args.context, args.calibration_tokens)
+        name = hashlib.sha256(repr(about).encode()).hexdigest()[:16] + ".pickle"
+        path = args.kept / name if args.kept else None
+        if path is not None and path.exists():
+            return pickle.loads(path.read_bytes())
+        found = self.ours(spec, work) if kind == "ours" else self.peer(spec, work)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(pickle.dumps(found))
+        return found
 
     def ours(self, spec: str, work: Path) -> Row:
         """An entry of --ours, quantized, loaded again and measured."""
@@ -171,6 +198,24 @@ def table(rows: list[Row], against: str | None) -> str:
     return "\n".join(lines)
 
 
+def _share_studies() -> None:
+    """Sensitivities of a model are measured once, not once a row."""
+    made: dict[tuple[Path, str], Any] = {}
+
+    class Shared(search.Study):
+        def __new__(cls, checkpoint: Checkpoint, method: str, *rest: Any) -> Any:
+            return made.setdefault((checkpoint.source.path, method), super().__new__(cls))
+
+        def __init__(self, checkpoint: Checkpoint, *rest: Any) -> None:
+            if not hasattr(self, "sensitivity"):
+                super().__init__(checkpoint, *rest)
+
+        def close(self) -> None:
+            """Kept for the next row."""
+
+    search.Study = Shared
+
+
 @contextmanager
 def _folder(parent: Path | None = None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=parent) as name:
@@ -188,8 +233,10 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--text", type=Path, help="held-out text; default: the package's")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--kept", type=Path, help="folder of finished rows")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     args = parser.parse_args()
+    _share_studies()
     model = {"embedded": data.model_path, "smollm2": honest.smollm2}.get(
         args.model, lambda: Path(args.model)
     )()
@@ -199,10 +246,9 @@ def main() -> None:
     print(f"{args.context}, text sha256 {bench.text_hash}; float32 arithmetic in torch\n", flush=True)
     rows = []
     with _folder() as work:
-        jobs = [(bench.peer, spec) for spec in args.peer] + [(bench.ours, spec) for spec in args.ours]
-        for make, spec in jobs:
+        for kind, spec in [("peer", spec) for spec in args.peer] + [("ours", spec) for spec in args.ours]:
             with _folder(work) as here:
-                rows.append(make(spec, here))
+                rows.append(bench.row(kind, spec, here))
             print(f"{rows[-1].name}: {rows[-1].kl.value:.4f}", file=sys.stderr, flush=True)
     print(table(rows, args.against), flush=True)
     if args.json:

@@ -12,6 +12,9 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
+# ONNX graphs are traced by torch, which takes seconds; what is the same for all containers is tested without.
+LIGHT = ("--to", "gguf", "--to", "safetensors")
+
 
 def run(*words, check=None, env=None, cwd=None):
     done = subprocess.run(
@@ -38,10 +41,10 @@ def one_sentence(text):
     return lines[0]
 
 
-def test_quantize_bits_4_writes_both_containers(llama, tmp_path):
+def test_quantize_bits_4_writes_every_container(llama, tmp_path):
     done = run("quantize", llama, "--bits", 4, "-o", tmp_path / "out", "--no-verify", check=0)
     assert "int4-g32" in done.stdout and "bpw" in done.stdout
-    for container in ("gguf", "safetensors"):
+    for container in ("gguf", "onnx", "safetensors"):
         manifest = json.loads((tmp_path / "out" / container / "manifest.json").read_text())
         assert manifest["container"] == container
         assert len(manifest["source"]["files"]) > 1
@@ -53,10 +56,10 @@ def test_quantize_bits_4_writes_both_containers(llama, tmp_path):
 
 
 def test_the_embedded_model_is_the_default(tmp_path):
-    done = run("quantize", "--bits", 4, "--json", "--no-verify", cwd=tmp_path, check=0)
+    done = run("quantize", "--bits", 4, "--json", *LIGHT, "--no-verify", cwd=tmp_path, check=0)
     found = json.loads(done.stdout)
     assert found["schema"] == "gpt54-convert/artifacts/1"
-    assert [a["container"] for a in found["artifacts"]] == ["gguf", "onnx", "safetensors"]
+    assert [a["container"] for a in found["artifacts"]] == ["gguf", "safetensors"]
     assert "embedded model" in done.stderr
     assert (tmp_path / "dist" / "gguf" / "manifest.json").exists()
 
@@ -81,7 +84,7 @@ def test_dry_run_tells_the_exact_size_and_writes_nothing(llama, tmp_path):
 
 
 def test_dry_run_for_people(llama, tmp_path):
-    done = run("quantize", llama, "--bits", 4, "--dry-run", "-o", tmp_path / "out", check=0)
+    done = run("quantize", llama, "--bits", 4, *LIGHT, "--dry-run", "-o", tmp_path / "out", check=0)
     assert "peak memory" in done.stdout and "exact size" in done.stdout and "attn.q" in done.stdout
 
 
@@ -129,7 +132,7 @@ def test_nan_is_refused_and_named(llama, tmp_path):
     tensors[name] = tensors[name].copy()
     tensors[name][5, 7] = np.nan
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
-    said = one_sentence(run("quantize", broken, "--bits", 4, "-o", tmp_path / "out", check=1).stderr)
+    said = one_sentence(run("quantize", broken, "--bits", 4, *LIGHT, "-o", tmp_path / "out", check=1).stderr)
     assert name in said
     assert not (tmp_path / "out").exists()
 
@@ -137,11 +140,13 @@ def test_nan_is_refused_and_named(llama, tmp_path):
 def test_unknown_architecture_goes_to_safetensors_and_gguf_says_what_to_add(llama, tmp_path):
     strange = tmp_path / "strange"
     strange.mkdir()
-    tensors = {"a.fc.weight": np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)}
+    values = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    tensors = {"a.fc.weight": values, "a.table": values}  # the latter no module's weight: it stays float
     save_file(tensors, strange / "model.safetensors", {"format": "pt"})
     (strange / "config.json").write_text('{"model_type": "strange"}')
     run("quantize", strange, "--bits", 4, "-o", tmp_path / "out", check=0)
-    assert (tmp_path / "out" / "safetensors" / "model.safetensors").exists()
+    written = load_file(tmp_path / "out" / "safetensors" / "model.safetensors")
+    assert "a.fc.weight_packed" in written and written["a.table"].shape == (64, 64)
     said = one_sentence(run("quantize", strange, "--to", "gguf", "-o", tmp_path / "o2", check=1).stderr)
     assert "archs/" in said
 
@@ -156,7 +161,7 @@ def test_inspect(llama):
 
 
 def test_quantized_artifacts_can_be_inspected_and_converted_back(llama, tmp_path):
-    run("quantize", llama, "--bits", 4, "-o", tmp_path / "q", "-q", "--no-verify", check=0)
+    run("quantize", llama, "--bits", 4, *LIGHT, "-o", tmp_path / "q", "-q", "--no-verify", check=0)
     gguf = next((tmp_path / "q" / "gguf").glob("*.gguf"))
     for artifact in (gguf, tmp_path / "q" / "safetensors"):
         found = json.loads(run("inspect", artifact, "--json", check=0).stdout)
@@ -173,8 +178,30 @@ def test_quantized_artifacts_can_be_inspected_and_converted_back(llama, tmp_path
             assert np.array_equal(first[name], again[name]), name
 
 
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("qu", {"quantize"}),
+        ("quantize --sch", {"--scheme"}),
+        ("quantize --scheme q4", {"q4_k_m", "q4_k_s"}),
+        ("quantize --to gg", {"gguf"}),
+        ("quantize --method se", {"search"}),
+        ("quantize --bits ", {"2", "3", "4", "5", "6", "8"}),
+    ],
+)
+def test_shell_completion(typed, completed):
+    """What click's script asks for at each Tab, through the entry point that pip installs."""
+    code = "import sys; sys.argv[0] = 'gpt54-convert'; from gpt54_convert.cli import main; main()"
+    env = {"COMP_WORDS": f"gpt54-convert {typed}", "COMP_CWORD": str(typed.count(" ") + 1)}
+    env["_GPT54_CONVERT_COMPLETE"] = "bash_complete"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env={**os.environ, **env}
+    )
+    assert {line.removeprefix("plain,") for line in done.stdout.splitlines()} == completed
+
+
 def test_an_artifact_keeps_the_models_name_and_is_not_replaced_while_it_is_read(llama, tmp_path):
-    run("quantize", llama, "--bits", 8, "--name", "Mine", "-o", tmp_path / "q", "-q", check=0)
+    run("quantize", llama, "--bits", 8, "--name", "Mine", *LIGHT, "-o", tmp_path / "q", "-q", check=0)
     for container in ("gguf", "safetensors"):
         source = tmp_path / "q" / container
         run("convert", source, "--to", "gguf", "-o", tmp_path / container, "-q", check=0)
@@ -228,7 +255,7 @@ def test_a_full_disk_leaves_nothing(llama, tmp_path):
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        f"sys.argv = ['x', 'quantize', {str(llama)!r}, '-o', {str(tmp_path / 'out')!r}]\n"
+        f"sys.argv = ['x', 'quantize', {str(llama)!r}, *{LIGHT!r}, '-o', {str(tmp_path / 'out')!r}]\n"
         "from gpt54_convert.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)

@@ -86,8 +86,8 @@ class Surgery:
         return folder
 
 
-def answers(folder, seed=1, length=40):
-    """Logits (of an encoder the hidden states) that transformers computes for random tokens [time, …]."""
+def opened(folder):
+    """The model as transformers opens it, with nothing missing or of another shape."""
     config = transformers.AutoConfig.from_pretrained(folder)
     auto = transformers.AutoModelForCausalLM
     if config.is_encoder_decoder:
@@ -100,10 +100,37 @@ def answers(folder, seed=1, length=40):
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     assert not info["mismatched_keys"] and not [k for k in info["missing_keys"] if "pooler" not in k], info
+    return model.eval()
+
+
+def answers(folder, seed=1, length=40):
+    """Logits (of an encoder the hidden states) that transformers computes for random tokens [time, …]."""
+    model = opened(folder)
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(5, 200, (1, length), generator=generator)
-    extra = {"decoder_input_ids": tokens.flip(1)} if config.is_encoder_decoder else {}
+    extra = {"decoder_input_ids": tokens.flip(1)} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
-        output = model.eval()(input_ids=tokens, **extra)
-    found = output.last_hidden_state if config.model_type == "bert" else output.logits
+        output = model(input_ids=tokens, **extra)
+    found = output.last_hidden_state if model.config.model_type == "bert" else output.logits
     return found[0].numpy()
+
+
+# What shrinks on top of the layers, for runtimes; qwen2, GPT-2 and BERT keep heads × size = width.
+SMALLER = {
+    "llama": {"width": 48, "ffn": 64, "heads": 2, "kv_heads": 1},
+    "llama-bias": {"width": 48, "ffn": 64, "heads": 2, "kv_heads": 1},
+    "mistral": {"width": 48, "ffn": 64, "heads": 4, "kv_heads": 2},
+    "qwen2": {"width": 32, "ffn": 64, "heads": 2, "kv_heads": 2},
+    "qwen3": {"width": 48, "ffn": 64, "heads": 2, "kv_heads": 1},
+    "gemma3": {"width": 48, "ffn": 64, "heads": 2, "kv_heads": 1},
+    "gpt2": {"width": 32, "ffn": 64},
+    "bert": {"width": 36, "ffn": 64},
+    "gpt54": {"width": 48, "ffn": 64, "heads": 2},
+    "gpt54-tied": {"width": 48, "ffn": 64, "heads": 2},
+}
+
+
+def smaller(kind):
+    """Options of `Prune` that shrink everything of a tiny model, without torch."""
+    layers = 5 if kind == "gemma3" else 1
+    return {"layers": layers, "layer_choice": "even", "importance": "weights", **SMALLER[kind]}

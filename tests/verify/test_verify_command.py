@@ -3,17 +3,19 @@
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 import tiny
 from click.testing import CliRunner
 
-from gpt54_convert import cli, data
+from gpt54_convert import cli, data, pipeline
 from gpt54_convert.core.report import Report
 from gpt54_convert.pipeline import run
+from gpt54_convert.prune.step import Prune
 from gpt54_convert.recipe import Convert, Export, Recipe
-from gpt54_convert.verify import runners, tokenizer
+from gpt54_convert.verify import overlap, runners, tokenizer
 
 FEW = ["--tokens", "640", "--context", "64", "--threads", "1"]
 
@@ -133,3 +135,79 @@ def test_counter_examples_shrink():
 def test_the_corpus_is_always_the_same():
     assert tokenizer.corpus(["<s>"]) == tokenizer.corpus(["<s>"])
     assert any("<s>" in text for text in tokenizer.corpus(["<s>"]))
+
+
+def test_text_that_the_artifact_was_calibrated_on_is_refused(artifact, tmp_path):
+    """Its manifest keeps hashes of lines, so the text itself may be gone."""
+    own = tmp_path / "mine.txt"
+    lines = [f"Line {n} of a text that somebody calibrated an artifact of theirs on." for n in range(600)]
+    own.write_text("\n".join(lines))
+    copied = shutil.copytree(artifact, tmp_path / "copy")
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["recipe"]["fitted_to"] = overlap.record([own])
+    assert len(manifest["recipe"]["fitted_to"][0]["line_hashes"]) == 256
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "other.txt").write_text(data.text("heldout")[:9000] + "\n".join(lines[:50]))
+    own.unlink()
+    code, result = call("verify", copied, "--level", "outputs", "--text", tmp_path / "other.txt")
+    assert code == 2
+    assert "mine.txt" in str(result.exception)
+
+
+def test_a_recipe_records_the_texts_it_fits_weights_to(tmp_path):
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"text": "a line that is long enough to be told apart"}))
+    step = SimpleNamespace(calibration=tmp_path / "mine.jsonl")
+    recipe = Recipe(tmp_path, Convert(), Export(), (step,))
+    (entry,) = overlap.record(pipeline._fitted(recipe))
+    assert (entry["name"], len(entry["line_hashes"])) == ("mine.jsonl", 1)
+    assert overlap.shared(tmp_path / "mine.jsonl", "", [entry]) == "mine.jsonl"
+
+
+def test_a_student_is_judged_by_how_it_predicts(tmp_path):
+    _, folder = tiny.make("llama")
+    prune = Prune(layers=1)
+    export = Export(output=tmp_path, to=("safetensors",), verify=False)
+    run(Recipe(folder, Convert(), export, (prune,)), Report())
+    code, result = call("verify", tmp_path / "safetensors", *FEW, "--json")
+    found = json.loads(result.stdout)
+    assert {check["kind"] for check in found["checks"]} == {"files", "tokenizer", "outputs"}
+    assert found["checks"][-1]["name"] == "perplexity_ratio"
+    assert code == {"pass": 0, "fail": 3, "could-not-measure": 4}[found["checks"][-1]["outcome"]]
+    gate = ["--gate", "perplexity_ratio<=1.0001", "--gate", "kl_mean<=1e-9"]
+    assert call("verify", tmp_path / "safetensors", *FEW, *gate, "-q")[0] == 3
+
+
+def test_another_kind_of_model_is_no_source(artifact):
+    code, result = call("verify", artifact, "--against", data.model_path(), "--json")
+    assert code == 3
+    last = json.loads(result.stdout)["checks"][-1]
+    assert (last["kind"], last["name"]) == ("config", "architecture")
+    assert "gpt54" in last["detail"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("--gate", "kl_men<=1"), 2, "did you mean kl_mean_nats?"),
+        (("--gate", "nonsense"), 2, "is no gate"),
+        (("--gate", "kl_mean<=1.1*baseline"), 2, "--baseline"),
+        (("--gate", "kl_mean<=1", "--level", "tensors"), 2, "--level tensors"),
+        (("--tokens", "0"), 2, "--tokens"),
+        (("--context", "3"), 2, "--context 3"),
+        (("--text", "missing.txt"), 1, "missing.txt"),
+        (("--text", "empty.txt"), 1, "holds no text"),
+        (("--text", "bytes.txt"), 1, "not UTF-8"),
+        (("--baseline", "missing.json"), 1, "missing.json"),
+        (("--baseline", "empty.txt"), 1, "not JSON"),
+        (("--against", "nowhere"), 1, "does not exist"),
+    ],
+)
+def test_mistakes_get_one_sentence_before_any_work(artifact, words, code, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gpt54_convert.verify.outputs.measure", None)
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
+    found, result = call("verify", artifact, *words)
+    assert found == code
+    assert says in str(result.exception)
+    assert "\n" not in str(result.exception)

@@ -2,6 +2,10 @@
 
 What flows through a head is estimated by its value rows, through an ffn channel by its rows of up and gate,
 through a channel of the width by what writes to it and by the gain of the norm that hands it on.
+
+Ffn channels are judged by their largest entries rather than by norms: in trained language models a few of
+them carry almost everything, and they show in single large weights (Yu et al. 2024, "The Super Weight in
+Large Language Models", arXiv:2411.07191).  docs/pruning.md has figures.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from gpt54_convert import archs
 from gpt54_convert.archs import Match
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.passes import Context
-from gpt54_convert.prune.energies import Energy, energies
+from gpt54_convert.prune.energies import Energy, Profile, profiles
 from gpt54_convert.prune.evidence import Evidence, described, needed, writer
 from gpt54_convert.prune.options import Calibration
 from gpt54_convert.prune.spaces import WIDTH, Space, module_of
@@ -38,17 +42,19 @@ def evidence(
     names = {(match.weight.role, match.layer, match.is_bias): name for name, match in matches.items()}
     before = [name for target in counted for name in _before(names, matches[target])]
     writers = [name for name, match in matches.items() if wide and writer(match, Space(WIDTH))]
-    energy = energies(checkpoint.tensors, [*counted, *before, *writers], context.report)
-    residual = _residual(matches, energy, writers)
+    found = profiles(checkpoint.tensors, [*counted, *before, *writers], context.report)
+    residual = _residual(matches, found, writers)
     sizes = architecture.sizes(checkpoint.config)
-    inputs = {}
+    inputs, columns = {}, {}
     for name in counted:
         makers = _before(names, matches[name])
         if makers:
-            inputs[name] = _inner(matches, energy, makers, len(energy[name][1]), sizes)
+            columns[name] = _shown(matches[name], found[name])[1]
+            inputs[name] = _inner(matches, found, makers, len(columns[name]), sizes)
         else:
+            columns[name] = found[name].sums[1]
             inputs[name] = residual * _gain(checkpoint, names, matches[name]) ** 2
-    return Evidence(inputs, {"": residual}, {name: energy[name][1] for name in counted})
+    return Evidence(inputs, {"": residual}, columns)
 
 
 def _before(names: dict[Place, str], match: Match) -> list[str]:
@@ -61,7 +67,7 @@ def _before(names: dict[Place, str], match: Match) -> list[str]:
 
 def _inner(
     matches: dict[str, Match],
-    energy: dict[str, list[Energy]],
+    found: dict[str, Profile],
     makers: list[str],
     length: int,
     sizes: dict[str, int],
@@ -70,7 +76,7 @@ def _inner(
     rows: dict[str, Energy] = {}
     for name in makers:  # a weight's rows and its bias add up, several weights multiply
         role = matches[name].weight.role
-        rows[role] = rows.get(role, 0.0) + energy[name][0]
+        rows[role] = rows.get(role, 0.0) + _shown(matches[name], found[name])[0]
     product = np.ones(length)
     for role, values in rows.items():
         made = values[-length:] if role.endswith(".qkv") else values  # query, key, value
@@ -79,11 +85,16 @@ def _inner(
     return product
 
 
-def _residual(matches: dict[str, Match], energy: dict[str, list[Energy]], writers: list[str]) -> Energy:
+def _shown(match: Match, found: Profile) -> tuple[Energy, ...]:
+    """What rows and columns of a weight are judged by."""
+    return found.peaks if module_of(match.weight.role) == "ffn" else found.sums
+
+
+def _residual(matches: dict[str, Match], found: dict[str, Profile], writers: list[str]) -> Energy:
     """The share of each channel [width] in what is written to the residual stream, all writers alike."""
     shares = []
     for name in writers:
-        written = energy[name][1 if matches[name].weight.role.startswith("embed") else 0]
+        written = found[name].sums[1 if matches[name].weight.role.startswith("embed") else 0]
         shares.append(written / max(written.sum(), np.finfo(float).tiny))
     return np.asarray(np.mean(shares, 0)) if shares else np.ones(1)
 

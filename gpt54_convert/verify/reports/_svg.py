@@ -67,7 +67,7 @@ def _line(one: Series, scale: _Scale, logarithmic: bool) -> str:
 
 
 def _legend(one: Series, index: int) -> str:
-    x = _LEFT + 130 * index
+    x = _LEFT + 150 * index
     mark = f"<rect x='{x}' y='6' width='10' height='10' fill='var({one.colour})'/>"
     return mark + _text(x + 15, 15, one.name, "start", "--ink")
 
@@ -89,6 +89,43 @@ def bars(edges: Sequence[float], counts: Sequence[int], label: Callable[[float],
     return _svg(parts)
 
 
+@dataclass(frozen=True)
+class Point:
+    """A dot of a scatter plot, its name beside it."""
+
+    name: str
+    colour: str
+    x: float
+    y: float
+
+
+def scatter(points: Sequence[Point], steps: Sequence[tuple[float, float]], words: str) -> str:
+    """Dots over a logarithmic y axis, and limits as steps (x at least, y at most); words: of the x axis."""
+    heights = [math.log10(max(y, 1e-12)) for y in (*(point.y for point in points), *(y for _, y in steps))]
+    low, high = math.floor(min(heights)), math.ceil(max(heights) + 1e-9)
+    scale = _Scale(low, high, 34)  # bits per weight, to a little beyond float32
+    ticks = [(float(p), f"1e{p}") for p in range(low, high + 1, max(1, (high - low) // 6))]
+    parts = [_axis(scale, ticks), _steps(scale, steps)]
+    for at in (2, 4, 8, 16, 32):
+        parts.append(_text(scale.x(at), _HEIGHT - _BOTTOM + 16, str(at), "middle"))
+    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - _BOTTOM + 36, words, "middle"))
+    for index, point in reversed(list(enumerate(points))):  # the first on top
+        x, y = scale.x(point.x), scale.y(math.log10(max(point.y, 1e-12)))
+        parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='5' fill='var({point.colour})'/>")
+        parts.append(_legend(Series(point.name, point.colour, ()), index))
+    return _svg(parts)
+
+
+def _steps(scale: _Scale, steps: Sequence[tuple[float, float]]) -> str:
+    corners, end = [], 34.0
+    for start, limit in steps:  # from many bits to few
+        y = scale.y(math.log10(limit))
+        corners += [(scale.x(end), y), (scale.x(start), y)]
+        end = start
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+    return f"<polyline points='{path}' fill='none' stroke='var(--faint)' stroke-dasharray='4 3'/>"
+
+
 def _axis(scale: _Scale, ticks: Sequence[tuple[float, str]]) -> str:
     parts = []
     for value, text in ticks:
@@ -101,12 +138,12 @@ def _axis(scale: _Scale, ticks: Sequence[tuple[float, str]]) -> str:
 
 
 def _names(labels: Sequence[str], scale: _Scale) -> str:
-    """Every n-th label, slanted, so that none overlaps its neighbour."""
+    """Every n-th label, slanted and ending below its place, so that none is cut off or overlaps."""
     parts = []
     for at in range(0, len(labels), max(1, -(-len(labels) // 12))):
         x, y = scale.x(at), _HEIGHT - _BOTTOM + 14
         short = labels[at].replace("encoder", "enc").replace("decoder", "dec").replace("embedding", "emb")
-        parts.append(f"<g transform='rotate(30 {x:.1f} {y})'>{_text(x, y, short, 'start')}</g>")
+        parts.append(f"<g transform='rotate(-30 {x:.1f} {y})'>{_text(x, y, short, 'end')}</g>")
     return "".join(parts)
 
 

@@ -5,12 +5,12 @@ No script, no font and no file from elsewhere; it follows the reader's light or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from gpt54_convert.verify.reports import number, stages
-from gpt54_convert.verify.reports._svg import Series, bars, lines
+from gpt54_convert.verify.reports._svg import Point, Series, bars, lines, scatter
 from gpt54_convert.verify.verdict import FAIL, PASS, Verdict
 
 _STYLE = """
@@ -25,7 +25,8 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
-th { color: var(--faint); font-weight: 500; }
+th { color: var(--faint); font-weight: 500; white-space: nowrap; }
+td:first-child { white-space: nowrap; }
 .pass { color: var(--good); } .fail { color: var(--bad); } .unknown { color: var(--unknown); }
 .verdict { font-size: 1.6rem; font-weight: 700; } code { overflow-wrap: anywhere; }
 figure { margin: 1rem 0; } figcaption { color: var(--faint); } svg { width: 100%; height: auto; }
@@ -130,7 +131,19 @@ def _plots(verdict: Verdict) -> str:
         if plots.get(key):
             series = [Series("agreement", "--one", [value for _, value in plots[key]])]
             found.append(_figure(title, lines([str(at) for at, _ in plots[key]], series)))
+    if plots.get("size_quality"):
+        found.append(_size_and_quality(plots["size_quality"]))
     return f"<h2>Plots</h2><div class='plots'>{''.join(found)}</div>" if found else ""
+
+
+def _size_and_quality(plot: Mapping[str, Any]) -> str:
+    colours = {"this artifact": "--one", "baseline": "--good"}
+    points = [
+        Point(p["name"], colours.get(p["name"], "--two"), p["bits_per_weight"], p["error"])
+        for p in plot["points"]
+    ]
+    title = f"Size against quality: {plot['figure']}, logarithmic (dashed: the default gates)"
+    return _figure(title, scatter(points, plot["gates"], "bits per weight of the layers"))
 
 
 def _figure(title: str, drawing: str) -> str:

@@ -1,170 +1,20 @@
-"""A folder of ONNX graphs in optimum's layout, in ONNX Runtime.
-
-Documents are run as users run them: decoders padded at the front, and in two steps, so that the second half
-of every document goes through the graph's (or the second graph's) past.  Which inputs a graph takes is asked
-of the graph.
-"""
+"""A folder of ONNX graphs in ONNX Runtime; see `forward.onnx_model` for how they are run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-
-import numpy as np
-import onnxruntime
-from numpy.typing import NDArray
 
 from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
-from gpt54_convert.errors import InputError
-from gpt54_convert.forward.batch import Batch, Floats
+from gpt54_convert.forward.onnx_model import OnnxModel
 
 CONTAINERS = ("onnx",)
 NEEDS = ("onnxruntime",)
 INSTALL = "pip install onnxruntime"
 
-Arrays = Mapping[str, NDArray[Any]]
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
-
-class Graph:
-    """One graph: its inputs by name, and what it answers by name."""
-
-    def __init__(self, path: Path, threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions have no common base
-            raise InputError(f"{path}: ONNX Runtime cannot load it: {error}") from error
-        self.inputs = {entry.name: entry for entry in self._session.get_inputs()}
-        self._outputs = [entry.name for entry in self._session.get_outputs()]
-
-    def run(self, feed: Arrays) -> dict[str, NDArray[Any]]:
-        """The answers to `feed`, of which the graph takes what it knows."""
-        known = {name: array for name, array in feed.items() if name in self.inputs}
-        missing = sorted(set(self.inputs) - set(known))
-        if missing:
-            raise InputError(f"the graph wants inputs that are not known here: {', '.join(missing[:5])}")
-        try:
-            found = self._session.run(self._outputs, known)
-        except Exception as error:
-            raise InputError(f"ONNX Runtime cannot run the graph: {error}") from error
-        return dict(zip(self._outputs, found, strict=True))
-
-    def empty_past(self, rows: int) -> dict[str, NDArray[Any]]:
-        """No keys and values yet."""
-        return {
-            name: np.zeros((rows, entry.shape[1], 0, entry.shape[3]), _TYPES[entry.type])
-            for name, entry in self.inputs.items()
-            if name.startswith("past_key_values.")
-        }
-
-
-class OnnxRunner:
-    """A folder of graphs of one kind of model."""
-
-    int8_inputs = True  # MatMulNBits at accuracy level 4
-
-    def __init__(self, folder: Path, kind: str, threads: int) -> None:
-        self.runtime = f"onnxruntime {onnxruntime.__version__}"
-        names = ["model"]
-        if kind == "encoder-decoder":
-            names = ["encoder_model", "decoder_model", "decoder_with_past_model"]
-        self._graphs = [Graph(find(folder, name), threads) for name in names]
-        self._answer = {"decoder": _decode, "encoder": _encode, "encoder-decoder": _translate}[kind]
-
-    def logits(self, batch: Batch) -> Floats:
-        found: Floats = self._answer(self._graphs, batch).astype(np.float32)
-        return found
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._graphs.clear()
-
-
-def find(folder: Path, stem: str) -> Path:
-    """`stem.onnx` in the folder, or in the `onnx/` of transformers.js, there perhaps with a suffix."""
-    places = [folder / f"{stem}.onnx", folder / "onnx" / f"{stem}.onnx"]
-    places += sorted((folder / "onnx").glob(f"{stem}_q*.onnx"))
-    for path in places:
-        if path.is_file():
-            return path
-    raise InputError(f"{folder}: has no {stem}.onnx")
-
-
-def past_of(outputs: Arrays) -> dict[str, NDArray[Any]]:
-    return {
-        name.replace("present", "past_key_values", 1): array
-        for name, array in outputs.items()
-        if name.startswith("present")
-    }
-
-
-def _decode(graphs: list[Graph], batch: Batch) -> NDArray[Any]:
-    """Padding in front, the first half without past, the second with it."""
-    rows, width = batch.tokens.shape
-    shifts = [width - length for length in batch.lengths]
-    tokens, mask = (_rolled(array, shifts) for array in (batch.tokens, batch.mask))
-    positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
-    past: Arrays = graphs[0].empty_past(rows)
-    parts = []
-    half = max(1, width // 2) if past else width
-    for start, stop in ((0, half), (half, width)):
-        if start == stop:
-            continue
-        outputs = graphs[0].run(
-            {
-                "input_ids": tokens[:, start:stop],
-                "attention_mask": mask[:, :stop],
-                "position_ids": positions[:, start:stop],
-                **past,
-            }
-        )
-        past = past_of(outputs)
-        parts.append(outputs["logits"])
-    return _rolled(np.concatenate(parts, axis=1), [-shift for shift in shifts])
-
-
-def _rolled(array: NDArray[Any], shifts: list[int]) -> NDArray[Any]:
-    return np.stack([np.roll(row, shift, axis=0) for row, shift in zip(array, shifts, strict=True)])
-
-
-def _encode(graphs: list[Graph], batch: Batch) -> NDArray[Any]:
-    outputs = graphs[0].run(
-        {
-            "input_ids": batch.tokens,
-            "attention_mask": batch.mask,
-            "token_type_ids": np.zeros_like(batch.tokens),
-        }
-    )
-    return outputs.get("last_hidden_state", next(iter(outputs.values())))
-
-
-def _translate(graphs: list[Graph], batch: Batch) -> NDArray[Any]:
-    """The encoder, the decoder on the first half, the decoder with past on the rest."""
-    if batch.prefix is None or batch.prefix_mask is None:
-        raise InputError("an encoder-decoder needs a prefix for its encoder")
-    encoder, decoder, with_past = graphs
-    states = encoder.run({"input_ids": batch.prefix, "attention_mask": batch.prefix_mask})
-    feed = {"encoder_attention_mask": batch.prefix_mask, "encoder_hidden_states": states["last_hidden_state"]}
-    half = max(1, batch.tokens.shape[1] // 2)
-    first = decoder.run({**feed, "input_ids": batch.tokens[:, :half]})
-    if half == batch.tokens.shape[1]:
-        return first["logits"]
-    second = with_past.run({**feed, **past_of(first), "input_ids": batch.tokens[:, half:]})
-    return np.concatenate([first["logits"], second["logits"]], axis=1)
-
-
-def open_runner(path: Path, source: Checkpoint, context: int, threads: int) -> OnnxRunner:
+def open_runner(path: Path, source: Checkpoint, context: int, threads: int) -> OnnxModel:
     """The folder `path`.  Raises InputError where ONNX Runtime cannot load it."""
     del context
     kind = archs.by_name(source.architecture).kind if source.architecture else "decoder"
-    return OnnxRunner(path, kind, threads)
+    return OnnxModel(path, kind, threads)

@@ -1,0 +1,168 @@
+"""The weights of an ONNX folder read back from its files of external data, without running its graphs.
+
+What counts is what the graphs say: initialisers by name (`NAME` for floats; `NAME.codes` or `NAME.rows`,
+`NAME.scales`, `NAME.zero_points` for codes), where their bytes stand, and the sizes that `MatMulNBits` and
+`GatherBlockQuantized` give them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from gpt54_convert.core.checkpoint import Checkpoint, Source
+from gpt54_convert.core.dtypes import STORAGE
+from gpt54_convert.core.tensor import LazyTensor
+from gpt54_convert.errors import InputError, UsageError
+from gpt54_convert.exporters._hf_folder import stored_grid
+from gpt54_convert.formats._file import ReadFile
+from gpt54_convert.loaders import _folder, _model
+from gpt54_convert.packing import onnx as packing
+from gpt54_convert.quantize.grids import Grid
+
+_TYPES = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.UINT8: "uint8",
+}
+_QUANTIZED = ("MatMulNBits", "GatherBlockQuantized")
+_GRAPHS_LIMIT = 512 << 20  # bytes of one graph without its weights
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One initialiser: its file, first byte, shape and dtype."""
+
+    file: ReadFile
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows [start, stop), each flat."""
+        width = int(np.prod(self.shape[1:], dtype=np.int64))
+        storage = STORAGE[self.dtype]
+        first = self.offset + start * width * np.dtype(storage).itemsize
+        return self.file.array(first, (stop - start, width), storage)
+
+
+def read(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> Checkpoint | None:
+    """The checkpoint in an ONNX folder; None where its graphs name their weights in another way.
+
+    rows: the manifest's entries of tensors by name; where one says so, codes are read on its grid.
+    Raises InputError for files that cannot be read.
+    """
+    graphs = sorted(folder.glob("*.onnx"))
+    stored: dict[str, Stored] = {}
+    grids: dict[str, str] = {}
+    for path in graphs:
+        model = _graph(path)
+        for entry in model.graph.initializer:
+            if entry.data_location == onnx.TensorProto.EXTERNAL and entry.data_type in _TYPES:
+                stored[entry.name] = _stored(folder, path, entry)
+        grids |= {name: found for node in model.graph.node for name, found in _grid_of(node)}
+    tensors = {}
+    for name, one in stored.items():
+        tensor = _tensor(name, one, stored, grids, rows)
+        if tensor is not None:
+            tensors[tensor.name] = tensor
+    if not tensors or set(rows) - set(tensors):
+        return None
+    side = _folder.side_files(folder)
+    files = (*graphs, *sorted({one.file.path for one in stored.values()}))
+    return _model.build(Source(folder, "onnx", files), tensors, side)
+
+
+def _graph(path: Path) -> Any:
+    if path.stat().st_size > _GRAPHS_LIMIT:
+        raise InputError(f"{path}: is too large for a graph whose weights lie elsewhere")
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's own exceptions
+        raise InputError(f"{path}: is no ONNX graph ({error}); make it again") from error
+
+
+def _stored(folder: Path, graph: Path, entry: Any) -> Stored:
+    place = {pair.key: pair.value for pair in entry.external_data}
+    try:
+        path = _folder.contained(folder, place["location"])
+        offset, length = int(place.get("offset", 0)), int(place["length"])
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{graph}: {entry.name} does not say where its data is ({error})") from error
+    file, shape, dtype = ReadFile.at(path), tuple(entry.dims), _TYPES[entry.data_type]
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(STORAGE[dtype]).itemsize
+    if offset < 0 or size != length or offset + length > file.size_bytes:
+        raise InputError(
+            f"{graph}: {entry.name} should be {size:,} bytes from {offset:,} of {path.name}, which has "
+            f"{file.size_bytes:,}; make or copy the artifact again"
+        )
+    return Stored(file, offset, shape, dtype)
+
+
+def _grid_of(node: Any) -> list[tuple[str, str]]:
+    """(weight, grid) that an operator over codes names."""
+    if node.op_type not in _QUANTIZED:
+        return []
+    sizes = {attribute.name: attribute.i for attribute in node.attribute}
+    codes = node.input[1 if node.op_type == "MatMulNBits" else 0]
+    zero_points = node.input[3] if len(node.input) > 3 else ""
+    name = f"int{sizes.get('bits', 4)}-g{sizes.get('block_size', 0)}{'-asym' if zero_points else ''}"
+    return [(codes.rpartition(".")[0], name)]
+
+
+def _tensor(
+    name: str,
+    one: Stored,
+    stored: Mapping[str, Stored],
+    grids: Mapping[str, str],
+    rows: Mapping[str, Mapping[str, Any]],
+) -> LazyTensor | None:
+    """The weight that an initialiser begins: codes, or floats; None for scales and the like."""
+    base, _, part = name.rpartition(".")
+    if part in ("codes", "rows") and base in grids:
+        try:
+            target = stored_grid(rows.get(base, {}).get("grid") or grids[base])
+        except UsageError:
+            return None
+        return _codes(base, target, one, stored)
+    if one.dtype == "uint8" or (part == "scales" and base in grids):
+        return None
+
+    def read_floats(start: int, stop: int) -> NDArray[Any]:
+        return one.rows(start, stop).reshape(stop - start, *one.shape[1:])
+
+    return LazyTensor(name, one.shape, one.dtype, read_floats)
+
+
+def _codes(name: str, target: Grid, codes: Stored, stored: Mapping[str, Stored]) -> LazyTensor:
+    scales, zeros = stored[f"{name}.scales"], stored.get(f"{name}.zero_points")
+    columns = int(np.prod(codes.shape[1:], dtype=np.int64)) * 8 // target.bits
+    take: Callable[[int, int], Any] = partial(_unpack, codes, scales, zeros, target, columns)
+    return LazyTensor(
+        name,
+        (codes.shape[0], columns),
+        "float32",
+        lambda start, stop: take(start, stop).dequantize(),
+        grid=target.name,
+        read_codes=take,
+    )
+
+
+def _unpack(
+    codes: Stored,
+    scales: Stored,
+    zeros: Stored | None,
+    target: Grid,
+    columns: int,
+    start: int,
+    stop: int,
+) -> Any:
+    points = None if zeros is None else zeros.rows(start, stop)
+    return packing.unpack(codes.rows(start, stop), scales.rows(start, stop), target, columns, points)
