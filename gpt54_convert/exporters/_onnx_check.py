@@ -19,6 +19,7 @@ from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import OutputError
+from gpt54_convert.exporters import _onnx_int8
 from gpt54_convert.forward.batch import Batch, Document, stack
 from gpt54_convert.forward.onnx_model import OnnxModel
 from gpt54_convert.forward.torch_model import TorchReference
@@ -84,22 +85,13 @@ def exact(graph: bytes) -> bytes:
 
 
 def _make_exact(graph: onnx.GraphProto) -> None:
+    _onnx_int8.make_exact(graph)
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = 0
             elif attribute.HasField("g"):  # a branch
                 _make_exact(attribute.g)
-
-
-def _check_copies(tensors: Mapping[str, LazyTensor]) -> None:
-    """What stands in two files (`tensor@file`) is the same in both."""
-    for name, copy in tensors.items():
-        first = tensors[name.partition("@")[0]]
-        if first is not copy and not all(
-            np.array_equal(first.float_rows(*rows), copy.float_rows(*rows)) for rows in copy.chunks()
-        ):
-            raise OutputError(f"tensor {name}: was not written as in its first file; please report it")
 
 
 def _compare(model: OnnxModel, batch: Batch, wanted: NDArray[np.float32], limit: float) -> None:

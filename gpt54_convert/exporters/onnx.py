@@ -127,7 +127,9 @@ class OnnxSink:
         homes = _onnx_layout.homes(checkpoint, self._views, self._layout)
         self._written = _onnx_layout.copies(self._views, homes)
         self._store = _onnx_store.lay_out(list(self._written.values()), homes, options.shard_bytes)
-        self._graphs = _onnx_graph.files(checkpoint, self._views, self._store, self._dtype, self._layout)
+        self._graphs = _onnx_graph.files(
+            checkpoint, self._views, self._store, self._dtype, self._layout, options.activations
+        )
         plain = [replace(view, grid=None, read_codes=None) for view in stored]
         self._side = _hf_folder.side_files(checkpoint, plain)
         self._side |= self._extra(checkpoint)
@@ -208,7 +210,8 @@ class OnnxSink:
         from gpt54_convert.exporters import _onnx_read
 
         stored = self._checkpoint.with_tensors(self._written)
-        return _onnx_read.read_back(self._place, stored, self._store.parts)
+        found = _onnx_read.read_back(self._place, stored, self._store.parts)
+        return found.with_tensors({name: found.tensors[name] for name in self._views})
 
     def _check_logits(self) -> None:
         from gpt54_convert.exporters import _onnx_check
