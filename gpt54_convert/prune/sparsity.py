@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ from gpt54_convert.core import discover
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.dtypes import STORAGE, from_float32, to_float32
 from gpt54_convert.core.passes import Context
-from gpt54_convert.core.tensor import LazyTensor
+from gpt54_convert.core.tensor import CHUNK_BYTES, LazyTensor
 from gpt54_convert.errors import UsageError
 from gpt54_convert.prune.evidence import described
 from gpt54_convert.prune.needs import measured, measuring
@@ -103,7 +104,7 @@ def _solved(
             for sharing, matrix in moments:
                 factor = inverse_factor(matrix)
                 for name in sharing:
-                    _solve(checkpoint.tensors[name], way, factor, pattern, files[name])
+                    _solve(checkpoint.tensors[name], way, factor, pattern, files[name], context.threads)
                     advance(4 * checkpoint.tensors[name].size)
     return {
         name: _plain(tensor, _from_file(tensor, files[name]))
@@ -125,12 +126,19 @@ def inverse_factor(moments: NDArray[Any], damping: float = 0.01) -> NDArray[np.f
     return np.ascontiguousarray(np.linalg.cholesky((inverse + inverse.T) / 2).T)
 
 
-def _solve(tensor: LazyTensor, way: ModuleType, factor: NDArray[Any], pattern: Pattern, path: Path) -> None:
+def _solve(
+    tensor: LazyTensor, way: ModuleType, factor: NDArray[Any], pattern: Pattern, path: Path, threads: int
+) -> None:
+    def solved(rows: tuple[int, int]) -> bytes:
+        return from_float32(way.sparse(tensor.float_rows(*rows), factor, pattern), tensor.dtype).tobytes()
+
+    workers = threads or len(os.sched_getaffinity(0))
+    step = max(tensor.row_align, -(-tensor.row_count // workers))
+    parts = tensor.chunks(min(CHUNK_BYTES, 4 * step * tensor.columns))
     partial = path.with_suffix(".part")
-    with open(partial, "wb") as file:
-        for start, stop in tensor.chunks():
-            solved = way.sparse(tensor.float_rows(start, stop), factor, pattern)
-            file.write(from_float32(solved, tensor.dtype).tobytes())
+    with open(partial, "wb") as file, ThreadPoolExecutor(workers) as pool:
+        for chunk in pool.map(solved, parts):
+            file.write(chunk)
     os.replace(partial, path)
 
 

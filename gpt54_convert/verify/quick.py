@@ -63,8 +63,7 @@ def _static(subject: Subject, source: Checkpoint, artifact: Checkpoint | None, r
     if artifact is None:
         detail = f"the weights of {subject.container} artifacts are judged by the model's answers alone"
         return [*checks, Check("tensors", "all", SKIPPED, detail)]
-    fitted = not subject.by_weights_alone
-    return checks + tensors.check(source, artifact, report, WEIGHTS, fitted)[0]
+    return checks + tensors.check(source, artifact, report, WEIGHTS, subject.calibrated)[0]
 
 
 def _outputs(

@@ -59,6 +59,10 @@ class Gate:
             context.report.note(f"gate passed: {check.name} is {check.detail}")
         return checkpoint
 
+    def outline(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The same checkpoint, with nothing measured."""
+        return checkpoint
+
     def _figures(
         self, student: Checkpoint, teacher: Checkpoint, context: Context, kind: str
     ) -> dict[str, Measured]:
