@@ -94,6 +94,16 @@ def _make_exact(graph: onnx.GraphProto) -> None:
                 _make_exact(attribute.g)
 
 
+def _check_copies(tensors: Mapping[str, LazyTensor]) -> None:
+    """What stands in two files (`tensor@file`) is the same in both."""
+    for name, copy in tensors.items():
+        first = tensors[name.partition("@")[0]]
+        if first is not copy and not all(
+            np.array_equal(first.float_rows(*rows), copy.float_rows(*rows)) for rows in copy.chunks()
+        ):
+            raise OutputError(f"tensor {name}: was not written as in its first file; please report it")
+
+
 def _compare(model: OnnxModel, batch: Batch, wanted: NDArray[np.float32], limit: float) -> None:
     real = batch.mask.astype(bool)
     with model:
