@@ -21,7 +21,7 @@ from gpt54_convert.exporters import card, manifest
 from gpt54_convert.exporters._sink import Sink
 from gpt54_convert.plan import ContainerPlan, plan
 from gpt54_convert.quantize.qtensor import QTensor
-from gpt54_convert.recipe import Recipe
+from gpt54_convert.recipe import Quantize, Recipe
 from gpt54_convert.verify import overlap, quick
 from gpt54_convert.verify.artifact import written
 from gpt54_convert.verify.stage import Gate
@@ -54,47 +54,102 @@ def run(recipe: Recipe, report: Report) -> list[Artifact]:
 
 def run_on(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> list[Artifact]:
     """`run` for a checkpoint that lies nowhere (a fresh one)."""
+    if recipe.passes:
+        _refuse_early(recipe, checkpoint)
     with workspace(recipe.export.output, fingerprint(recipe, checkpoint)) as folder:
         context = Context(report, folder, recipe.export.threads, checkpoint)
         for step in recipe.passes:
             checkpoint = step.apply(checkpoint, context)
-        return _export(recipe, checkpoint, report)
+        return _export(recipe, checkpoint, context)
+
+
+def _refuse_early(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Raise before all passes what the export would raise after them."""
+    files = checkpoint.source.files
+    for step in recipe.passes:
+        checkpoint = step.outline(checkpoint)
+    plans = plan(recipe, checkpoint, Report())
+    names = [planned.container for planned in plans]
+    check_free(recipe.export.output, names, recipe.export.overwrite, files)
+    check_space(recipe.export.output, sum(planned.size_bytes for planned in plans))
 
 
 def fingerprint(recipe: Recipe, checkpoint: Checkpoint) -> str:
     """Names the work of a recipe on a source as it lies there now; a changed file is other work."""
-    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.source.files]
+    files = [_stat(path) for path in checkpoint.source.files]
+    if isinstance(recipe.step, Quantize):
+        used = (recipe.step.calibration, recipe.step.stats)
+        files += [_stat(path) for path in used if path is not None and path.is_file()]
     text = json.dumps([__version__, recipe.to_dict(), files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _export(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> list[Artifact]:
+def _stat(path: Path) -> tuple[str, int, int]:
+    return str(path), path.stat().st_size, path.stat().st_mtime_ns
+
+
+def _export(recipe: Recipe, checkpoint: Checkpoint, context: Context) -> list[Artifact]:
+    report = context.report
     plans = plan(recipe, checkpoint, report)
     names = [planned.container for planned in plans]
     check_free(recipe.export.output, names, recipe.export.overwrite, checkpoint.source.files)
     check_space(recipe.export.output, sum(planned.size_bytes for planned in plans))
+    details = {**recipe.to_dict(), **_calibrate(plans, recipe, checkpoint, context)}
+    texts = overlap.record(_fitted(recipe))
+    if texts:
+        details["fitted_to"] = texts
     with staged(recipe.export.output, names, recipe.export.overwrite) as folder:
         sinks = [planned.sink(folder / planned.container) for planned in plans]
         write(sinks, report, recipe.export.threads)
         for sink in sinks:
             sink.close()
         source = _source_entry(checkpoint, report)
-        verdicts = [_verified(planned, folder, checkpoint, recipe, report) for planned in plans]
+        verdicts = [_verified(planned, folder, checkpoint, recipe, details, report) for planned in plans]
         for planned, verdict in zip(plans, verdicts, strict=True):
-            _finish(planned, folder / planned.container, source, recipe, verdict)
+            _finish(planned, folder / planned.container, source, details, verdict)
         return [
             _artifact(planned, folder, recipe.export.output, verdict)
             for planned, verdict in zip(plans, verdicts, strict=True)
         ]
 
 
+def _calibrate(
+    plans: Sequence[ContainerPlan], recipe: Recipe, checkpoint: Checkpoint, context: Context
+) -> dict[str, Any]:
+    """Make the walks that the plans need; what was calibrated on, for the manifest."""
+    solutions = {id(solution): solution for planned in plans for solution in planned.solutions}
+    if not isinstance(recipe.step, Quantize):
+        return {}
+    if recipe.step.stats is not None:
+        return {"calibration": {"stats_sha256": manifest.sha256(recipe.step.stats)}}
+    if not solutions:
+        return {}
+    from gpt54_convert.calibrate.solve import solve
+
+    facts = solve(
+        list(solutions.values()),
+        checkpoint,
+        recipe.step.method,
+        recipe.step,
+        context.workspace,
+        context.report,
+        context.threads,
+    )
+    return {"calibration": facts}
+
+
 def _verified(
-    planned: ContainerPlan, staging: Path, checkpoint: Checkpoint, recipe: Recipe, report: Report
+    planned: ContainerPlan,
+    staging: Path,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    details: Mapping[str, Any],
+    report: Report,
 ) -> Verdict | None:
     """A quick look at what was written, against the very checkpoint that was exported."""
     if not recipe.export.verify:
         return None
-    told = {key: value for key, value in recipe.to_dict().items() if key != "passes"}  # they are done
+    told = {key: value for key, value in details.items() if key != "passes"}  # they are done
     manifest_so_far = {"tensors": tensor_rows(planned), "recipe": told}
     try:
         subject = written(planned.container, staging / planned.container, manifest_so_far)
@@ -171,20 +226,21 @@ def _source_entry(checkpoint: Checkpoint, report: Report) -> dict[str, Any]:
 
 
 def _finish(
-    planned: ContainerPlan, folder: Path, source: dict[str, Any], recipe: Recipe, verdict: Verdict | None
+    planned: ContainerPlan,
+    folder: Path,
+    source: dict[str, Any],
+    recipe: Mapping[str, Any],
+    verdict: Verdict | None,
 ) -> None:
     """Write the card and the manifest of one container's folder."""
     tensors, totals = tensor_rows(planned), totals_of(planned)
     told = quick.sentence(verdict)
     card.write(folder, planned.checkpoint, planned.options, planned.container, tensors, totals, told)
-    details = {**recipe.to_dict(), "scheme": planned.label}
+    details = {**recipe, "scheme": planned.label}
     if planned.budget:
         details["budget"] = planned.budget
     verification = quick.summary(verdict)
     name = planned.options.name
-    texts = overlap.record(_fitted(recipe))
-    if texts:
-        details["fitted_to"] = texts
     manifest.write(folder, source, details, planned.container, name, tensors, totals, verification)
 
 

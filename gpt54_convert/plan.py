@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from gpt54_convert.calibrate.solution import Solution, Solutions
 from gpt54_convert.core import discover
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.dtypes import is_float
@@ -20,10 +21,11 @@ from gpt54_convert.core.workspace import MANIFEST
 from gpt54_convert.errors import ConvertError, UnsupportedError, UsageError
 from gpt54_convert.exporters._sink import Exporter, Sink, SinkOptions
 from gpt54_convert.quantize.assign import Assignment, assign, parse_keep, place
-from gpt54_convert.quantize.encode import on_grid, solver
+from gpt54_convert.quantize.encode import Solve, needs, on_grid, same_grid, solver
 from gpt54_convert.quantize.error import ErrorTally
 from gpt54_convert.quantize.grids import FLOAT, Grid, grid
 from gpt54_convert.quantize.schemes import SCHEMES, Scheme, scheme
+from gpt54_convert.quantize.statistics import Statistics
 from gpt54_convert.recipe import Quantize, Recipe, parse_size
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class ContainerPlan:
     checkpoint: Checkpoint
     options: SinkOptions
     size_bytes: int
+    solutions: tuple[Solution, ...] = ()  # what a walk must find first
     losses: Mapping[str, float] = field(default_factory=dict)  # of tensors whose grid a budget chose
     budget: Mapping[str, Any] = field(default_factory=dict)
 
@@ -55,17 +58,53 @@ class ContainerPlan:
 
 @dataclass
 class _Views:
-    """Tensors on their grids, made once per (tensor, grid), so that containers can share codes."""
+    """Tensors on their grids, made once per (tensor, grid, walk), so that containers can share codes.
+
+    A method that needs data finds its codes on walks, which are planned here and made later.
+    """
 
     method: str
-    made: dict[tuple[str, str], tuple[LazyTensor, ErrorTally]] = field(default_factory=dict)
+    statistics: Mapping[str, Statistics] | None = None
+    solutions: Solutions = field(default_factory=Solutions)
+    made: dict[tuple[str, str, str], tuple[LazyTensor, ErrorTally]] = field(default_factory=dict)
 
-    def get(self, tensor: LazyTensor, target: Grid) -> tuple[LazyTensor, ErrorTally]:
-        key = (tensor.name, target.name)
+    def all(
+        self, checkpoint: Checkpoint, assignments: Mapping[str, Assignment]
+    ) -> dict[str, tuple[LazyTensor, ErrorTally]]:
+        """Every tensor of one container on its grid."""
+        solution = None
+        if needs(self.method) != "nothing" and self.statistics is None:
+            grids = {name: found.grid for name, found in assignments.items() if not _has(checkpoint, found)}
+            solution = self.solutions.get(grids, {name: found.role for name, found in assignments.items()})
+        return {
+            name: self._get(checkpoint.tensors[name], found.grid, solution)
+            for name, found in assignments.items()
+        }
+
+    def _get(
+        self, tensor: LazyTensor, target: Grid, solution: Solution | None
+    ) -> tuple[LazyTensor, ErrorTally]:
+        key = (tensor.name, target.name, solution.key if solution else "")
         if key not in self.made:
             tally = ErrorTally()
-            self.made[key] = (on_grid(tensor, target, solver(self.method), tally), tally)
+            codes = solution.codes(tensor.name, target) if solution else None
+            self.made[key] = (on_grid(tensor, target, self._solve(tensor.name), tally, codes), tally)
         return self.made[key]
+
+    def _solve(self, name: str) -> Solve:
+        """The solver of what no walk finds: by the file of statistics, or without data."""
+        if needs(self.method) == "nothing":
+            return solver(self.method)
+        known = (self.statistics or {}).get(name)
+        if known is None:
+            return solver("search")
+        solve = solver(self.method)
+        return lambda weight, grid, _=None: solve(weight, grid, known)
+
+
+def _has(checkpoint: Checkpoint, wanted: Assignment) -> bool:
+    """Whether the source holds codes of this very grid, which pass on untouched."""
+    return same_grid(checkpoint.tensors[wanted.name].grid, wanted.grid)
 
 
 def containers() -> tuple[str, ...]:
@@ -89,7 +128,7 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> list[Contain
     for note in checkpoint.notes:
         report.note(note)
     asked = tuple(dict.fromkeys(recipe.export.to))
-    views = _Views(recipe.step.method if isinstance(recipe.step, Quantize) else "rtn")
+    views = _views(recipe, checkpoint)
     plans: list[ContainerPlan] = []
     problems: list[tuple[str, ConvertError]] = []
     with ExitStack() as stack:
@@ -109,6 +148,16 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> list[Contain
     for name, problem in problems:
         report.note(f"no {name} written: {problem}")
     return plans
+
+
+def _views(recipe: Recipe, checkpoint: Checkpoint) -> _Views:
+    if not isinstance(recipe.step, Quantize):
+        return _Views("rtn")
+    if recipe.step.stats is None:
+        return _Views(recipe.step.method)
+    from gpt54_convert.calibrate import imatrix_file
+
+    return _Views(recipe.step.method, imatrix_file.read(recipe.step.stats, checkpoint))
 
 
 def _join(problems: list[tuple[str, ConvertError]]) -> str:
@@ -139,7 +188,10 @@ def _plan_one(
             # Views of their own: nothing that is only tried shall be solved.
             return _laid_out(name, recipe, checkpoint, _Views("rtn"), assignments, label)[0].size_bytes
 
-        choice = search.choose(Offer(name, checkpoint, refuses, size_bytes))
+        others = [other for other in dict.fromkeys(recipe.export.to) if other != name]
+        together = [partial(exporter(other).refuses, checkpoint=checkpoint) for other in others]
+        fused = [roles for each in (name, *others) for roles in getattr(exporter(each), "FUSED", ())]
+        choice = search.choose(Offer(name, checkpoint, refuses, size_bytes, fused), together)
         found, notes = _laid_out(name, recipe, checkpoint, views, choice.assignments, choice.label)
         found = replace(found, losses=choice.losses, budget=choice.facts)
     elif chosen is None:
@@ -164,14 +216,14 @@ def _laid_out(
 ) -> tuple[ContainerPlan, Sequence[str]]:
     """The plan with these grids, and what the container's sink has to say; refuses what it cannot hold."""
     assignments = {key: _as_float(name, checkpoint.tensors[key], a) for key, a in assignments.items()}
-    made = {key: views.get(checkpoint.tensors[key], found.grid) for key, found in assignments.items()}
+    made = views.all(checkpoint, assignments)
     options = SinkOptions(
         name=recipe.export.name or model_name(checkpoint),
         label=label,
         pre=recipe.export.pre,
         shard_bytes=parse_size(recipe.export.shard_size) if recipe.export.shard_size else None,
-        layout=recipe.export.layout,
         activations=_activations(label),
+        layout=recipe.export.layout,
     )
     placed = checkpoint.with_tensors({key: tensor for key, (tensor, _) in made.items()})
     sink = exporter(name).open_sink(placed, Path(), options)
@@ -184,6 +236,7 @@ def _laid_out(
         placed,
         options,
         sink.size_bytes,
+        tuple(views.solutions.all.values()),
     )
     return found, sink.notes
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt54_convert.calibrate.options import Calibration
 from gpt54_convert.core.options import option, to_dict
 from gpt54_convert.core.passes import Pass, as_dict
 from gpt54_convert.errors import UsageError
@@ -16,7 +17,7 @@ DTYPES = ("keep", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
-class Quantize:
+class Quantize(Calibration):
     """Round weights to few bits."""
 
     bits: int | None = option(
@@ -30,9 +31,16 @@ class Quantize:
     )
     method: str = option(
         "search",
-        "How codes are chosen: rtn (rounding) or search (best scales).",
+        "How codes are chosen: rtn (rounding), search (best scales), or by running the model (needs torch): "
+        "imatrix, gptq and more (`list methods`).",
         metavar="NAME",
         listed="methods",
+    )
+    stats: Path | None = option(  # noqa: RUF009 - a frozen field's description
+        None,
+        "An imatrix for --method imatrix (llama.cpp's GGUF kind, or made by `calibrate`): no model is run.",
+        metavar="FILE",
+        is_path=True,
     )
     target_bpw: float | None = option(
         None,
@@ -52,6 +60,7 @@ class Quantize:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         chosen = [flag for flag, value in self._choosers().items() if value is not None]
         if len(chosen) > 1:
             verb = "both" if len(chosen) == 2 else "all"
@@ -62,6 +71,10 @@ class Quantize:
                 raise UsageError(f"{flag} {value} is not a positive number")
         if self.target_size is not None:
             parse_size(self.target_size)
+        if self.stats is not None and self.method != "imatrix":
+            raise UsageError(
+                f"--stats holds mean squares, which is what --method imatrix uses; {self.method} does not"
+            )
         if self.bits is not None and self.bits not in BITS:
             raise UsageError(f"--bits {self.bits} is not one of {', '.join(map(str, BITS))}")
 

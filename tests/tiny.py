@@ -109,9 +109,17 @@ VARIANTS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", "gpt2", _GPT2),
     "bert": ("BertConfig", "BertModel", "bert", _BERT),
     "bert-mlm": ("BertConfig", "BertForMaskedLM", "bert", _BERT),
+    "distilbert": (
+        "DistilBertConfig",
+        "DistilBertModel",
+        "bert",
+        {"dim": 48, "hidden_dim": 80, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 128},
+    ),
     "gpt54": ("T5Config", "T5ForConditionalGeneration", "t5", {**_T5, "tie_word_embeddings": False}),
     "gpt54-tied": ("T5Config", "T5ForConditionalGeneration", "t5", {**_T5, "tie_word_embeddings": True}),
 }
+# Those that a GGUF file can hold.
+GGUF = [name for name in VARIANTS if not name.startswith("distilbert")]
 _kept: dict[str, tuple[Any, Path]] = {}
 
 

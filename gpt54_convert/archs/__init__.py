@@ -35,9 +35,9 @@ def for_config(config: Mapping[str, Any]) -> Architecture | None:
 def by_gguf(gguf_name: str) -> Architecture:
     """The architecture of a GGUF file, by `general.architecture`; UnsupportedError for another one."""
     for name in names():
-        if by_name(name).gguf == gguf_name:
+        if gguf_name and by_name(name).gguf == gguf_name:
             return by_name(name)
-    known = ", ".join(sorted(by_name(name).gguf for name in names()))
+    known = ", ".join(sorted(by_name(name).gguf for name in names() if by_name(name).gguf))
     raise UnsupportedError(
         f"GGUF architecture {gguf_name!r} is not described (described: {known}); "
         f"to add it, write one table gpt54_convert/archs/{gguf_name}.py as docs/architectures.md shows"

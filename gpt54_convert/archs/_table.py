@@ -123,7 +123,7 @@ class Architecture:
     """A described architecture.
 
     name: its key here.  model_types: `model_type` values of config.json that it serves.
-    gguf: its name in GGUF.  kind: `decoder`, `encoder` or `encoder-decoder`.
+    gguf: its name in GGUF, or nothing where it has none.  kind: `decoder`, `encoder` or `encoder-decoder`.
     sizes: config -> the named sizes that shapes are made of.
     weights: the table.  keys: the metadata both containers share.
     prefixes: what checkpoints may put before the canonical names, or leave out (`-` marks the latter).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -11,7 +11,8 @@ from gpt54_convert.budget.space import LABEL, Assignments, Grids, Offer, Space, 
 from gpt54_convert.budget.study import Study
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import UnsupportedError, UsageError
-from gpt54_convert.quantize.assign import parse_keep
+from gpt54_convert.quantize.assign import Refusal, parse_keep
+from gpt54_convert.quantize.grids import Grid
 from gpt54_convert.recipe import Quantize, parse_size
 
 _RIVALS = 2  # uniform schemes that are measured beside the mix
@@ -53,22 +54,42 @@ class Search:
     threads: int
     report: Report
     _study: list[Study] = field(default_factory=list)
+    _shared: dict[str, Grid] = field(default_factory=dict)
 
-    def choose(self, offer: Offer) -> Choice:
-        """The grids for one container.
+    def choose(self, offer: Offer, together: Sequence[Refusal] = ()) -> Choice:
+        """The grids for one container; together: what the others refuse that are written beside it.
 
+        One plan serves them all as far as their grids coincide and the budget allows.
         Raises UnsupportedError for a budget that this container cannot meet, naming the nearest that it can,
         UsageError for --max-kl on a model without logits, MeasureError where nothing can be measured.
         """
-        space = Space(offer, parse_keep(self.step.keep))
+        space = self._space(offer, together)
         limit = self._limit(space)
         if limit is not None and limit < space.smallest_bytes:
             raise UnsupportedError(space.too_small(limit))
         study = self._studied(offer)
         study.prepare(space.free)
         if limit is None:
-            return self._least_size(space, study, float(self.step.max_kl or 0))
-        return self._least_loss(space, study, limit)
+            choice = self._least_size(space, study, float(self.step.max_kl or 0))
+        else:
+            choice = self._least_loss(space, study, limit)
+        if together:
+            self._shared.update({name: choice.assignments[name].grid for name in space.free})
+        return choice
+
+    def _space(self, offer: Offer, together: Sequence[Refusal]) -> Space:
+        """What is free: with the other containers' plan if the budget allows, else on its own."""
+        keep = parse_keep(self.step.keep)
+        for pinned, others in ((self._shared, together), ({}, together)):
+            if not others:
+                continue
+            space = Space(offer, keep, others, pinned)
+            limit = self._limit(space)
+            if limit is None or limit >= space.smallest_bytes:
+                return space
+        if together:
+            self.report.note(f"{offer.container}: no grids shared with the other containers meet the budget")
+        return Space(offer, keep)
 
     def _limit(self, space: Space) -> int | None:
         """The budget in bytes; None for one of loss."""

@@ -12,7 +12,7 @@ from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import UnsupportedError
 from gpt54_convert.quantize.allocate import allocate
-from gpt54_convert.quantize.assign import Assignment, Refusal, assign
+from gpt54_convert.quantize.assign import Assignment, Refusal, assign, place
 from gpt54_convert.quantize.grids import FLOAT, Grid, grid
 from gpt54_convert.quantize.schemes import SCHEMES, scheme
 
@@ -49,22 +49,30 @@ class Offer:
     """One container: what it cannot hold, and the bytes of its files for given grids.
 
     size_bytes: raises UnsupportedError for assignments that the container cannot hold together.
+    fused: roles whose matrices of one layer must share a grid, because runtimes make one matrix of them.
     """
 
     container: str
     checkpoint: Checkpoint
     refuses: Refusal
     size_bytes: Callable[[Assignments, str], int]
+    fused: Sequence[Sequence[str]] = ()
 
 
 class Space:
     """The tensors of a model that are free to take one of several grids in a container, the others fixed.
 
+    together: what other containers refuse that shall have the same codes; where a tensor has grids that all
+        of them hold, it takes one of these.  pinned: grids that another container's plan has chosen already.
     Raises UnsupportedError where no tensor is free.
     """
 
-    def __init__(self, offer: Offer, keep: Grids) -> None:
+    def __init__(
+        self, offer: Offer, keep: Grids, together: Sequence[Refusal] = (), pinned: Grids | None = None
+    ) -> None:
         self.offer, self.keep = offer, keep
+        self._together, self._pinned = together, pinned or {}
+        self._own: dict[str, tuple[Grid, ...]] = {}
         self._base = assign(offer.checkpoint, scheme(_BASE), keep, offer.refuses)
         found = {
             name: self._candidates(offer.checkpoint.tensors[name], here)
@@ -74,9 +82,10 @@ class Space:
         self.free = {name: grids for name, grids in found.items() if any(g.kind != FLOAT for g in grids)}
         if not self.free:
             raise UnsupportedError(f"{offer.container} can hold no weight of this model on a grid of its own")
+        self._items = [(names, self._shared(names)) for names in self._fused()]
         self._costs = [
-            np.array([self._bytes(name, each) for each in grids], np.int64)
-            for name, grids in self.free.items()
+            np.array([sum(self._bytes(name, each) for name in names) for each in grids], np.int64)
+            for names, grids in self._items
         ]
         self.smallest_bytes = self.size_bytes(self._extreme(min))
 
@@ -141,28 +150,57 @@ class Space:
     def _candidates(self, tensor: LazyTensor, here: Assignment) -> tuple[Grid, ...]:
         half = "bfloat16" if tensor.dtype == "bfloat16" and tensor.grid is None else "float16"
         every = (grid(half if name == "float16" else name) for name in CANDIDATES)
-        return tuple(
-            each
-            for each in every
-            if each.fits(tensor.columns) and self.offer.refuses(here.role, tensor, each) is None
-        )
+
+        def held(each: Grid, refuses: Refusal) -> bool:
+            return each.fits(tensor.columns) and refuses(here.role, tensor, each) is None
+
+        own = tuple(each for each in every if held(each, self.offer.refuses))
+        self._own[tensor.name] = own
+        pinned = self._pinned.get(tensor.name)
+        if pinned in own:
+            return (pinned,)
+        shared = tuple(each for each in own if all(held(each, refuses) for refuses in self._together))
+        return shared if any(each.kind != FLOAT for each in shared) else own
 
     def _bytes(self, name: str, each: Grid) -> int:
         tensor = self.offer.checkpoint.tensors[name]
         return tensor.row_count * each.row_bytes(tensor.columns)
 
     def _losses(self, loss: LossOf) -> list[NDArray[np.float64]]:
-        return [np.array([loss(name, each) for each in grids]) for name, grids in self.free.items()]
+        return [
+            np.array([sum(loss(name, each) for name in names) for each in grids])
+            for names, grids in self._items
+        ]
 
     def _extreme(self, which: Callable[..., int]) -> dict[str, Grid]:
         """The smallest or largest choice."""
-        return {
-            name: grids[which(range(len(grids)), key=lambda at: int(cost[at]))]
-            for (name, grids), cost in zip(self.free.items(), self._costs, strict=True)
-        }
+        return self._named([which(range(len(cost)), key=lambda at: int(cost[at])) for cost in self._costs])
 
     def _named(self, options: Sequence[int]) -> dict[str, Grid]:
-        return {name: grids[option] for (name, grids), option in zip(self.free.items(), options, strict=True)}
+        return {
+            name: grids[option]
+            for (names, grids), option in zip(self._items, options, strict=True)
+            for name in names
+        }
+
+    def _fused(self) -> list[tuple[str, ...]]:
+        """The free tensors in the order of the model, those together that must share a grid."""
+        items: dict[object, tuple[str, ...]] = {}
+        for name in self.free:
+            where = place(self.offer.checkpoint, name)
+            role = where.role.removeprefix("enc.")
+            family = next((i for i, roles in enumerate(self.offer.fused) if role in roles), None)
+            key = name if family is None else (family, role == where.role, where.layer)
+            items[key] = (*items.get(key, ()), name)
+        return list(items.values())
+
+    def _shared(self, names: Sequence[str]) -> tuple[Grid, ...]:
+        """The grids that all of these may take; what is pinned gives way where it would leave none."""
+        found = [each for each in self.free[names[0]] if all(each in self.free[name] for name in names)]
+        return tuple(found or (each for each in self._own[names[0]] if self._all_hold(each, names)))
+
+    def _all_hold(self, each: Grid, names: Sequence[str]) -> bool:
+        return all(each in self._own[name] for name in names)
 
 
 def rounded_up(value: float) -> str:

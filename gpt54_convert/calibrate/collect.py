@@ -87,10 +87,9 @@ class Collector:
             )
         if name not in self._sums:
             count = x.shape[1]
-            square = (
-                torch.zeros(count, count) if wanted else None for wanted in (self._moments, self._drift)
-            )
-            self._sums[name] = _Sums(torch.zeros(count), torch.zeros(count), *square)
+            moment = torch.zeros(count, count) if self._moments else None
+            drift = torch.zeros(count, count) if self._drift else None
+            self._sums[name] = _Sums(torch.zeros(count), torch.zeros(count), moment, drift)
             self._leader.setdefault(name, name)
         self._sums[name].add(x, None if original is None else original.reshape(x.shape).float())
 

@@ -54,12 +54,18 @@ class Layer:
 
     def run(self, hidden: torch.Tensor, others: Mapping[Key, Any], parameters: Parameters) -> torch.Tensor:
         """The hidden states behind the layer.  others: arguments that differ from the traced ones."""
-        values = {**self.call, **others, self.hidden_key: hidden}
-        args = [values[key] for key in range(sum(isinstance(key, int) for key in values))]
-        kwargs = {key: value for key, value in values.items() if isinstance(key, str)}
-        found = functional_call(self.module, parameters, tuple(args), kwargs)
+        found = self.ask(hidden, others, parameters)
         state: torch.Tensor = found[0] if isinstance(found, tuple) else found
         return state
+
+    def ask(self, hidden: torch.Tensor, others: Mapping[Key, Any], parameters: Parameters) -> Any:
+        """All that the layer returns."""
+        values: dict[Key, Any] = dict(self.call)
+        values.update(others)
+        values[self.hidden_key] = hidden
+        args = tuple(values[key] for key in range(sum(isinstance(key, int) for key in values)))
+        kwargs: dict[str, Any] = {key: each for key, each in values.items() if isinstance(key, str)}
+        return functional_call(self.module, parameters, args, kwargs)
 
     def matrices(self) -> dict[str, nn.Module]:
         """Modules that multiply by a matrix of the checkpoint, by its name there."""
@@ -85,7 +91,9 @@ class _Place(nn.Module):
             return getattr(self.__dict__["layer"].module, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.owner.visit(self.layer, {**dict(enumerate(args)), **kwargs})
+        values: dict[Key, Any] = dict(enumerate(args))
+        values.update(kwargs)
+        return self.owner.visit(self.layer, values)
 
 
 class LayeredModel:
@@ -187,10 +195,7 @@ class LayeredModel:
         layer.hidden_key = 0 if 0 in values else _HIDDEN
         hidden = values.pop(layer.hidden_key)
         layer.call = values
-        args = {**values, layer.hidden_key: hidden}
-        positional = tuple(args[key] for key in range(sum(isinstance(key, int) for key in args)))
-        keywords = {key: value for key, value in args.items() if isinstance(key, str)}
-        found = functional_call(layer.module, self.parameters(layer), positional, keywords)
+        found = layer.ask(hidden, {}, self.parameters(layer))
         layer.answer = _with_hidden(found, torch.empty(0))
         return found
 

@@ -1,4 +1,4 @@
-"""One course of hidden states through a layered model: that of the float weights, or of the quantized ones."""
+"""One course of hidden states through a layered model: of the float weights, or of the quantized ones."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _windows(text: str, tokenize: Any, length: int, options: Calibration) -> lis
     return [found[i] for i in sorted(picks)]
 
 
-def _parts(text: str, size: int = 1 << 20) -> Iterator[str]:
+def _parts(text: str, size: int = 1 << 15) -> Iterator[str]:
     """The text in pieces that end with a paragraph where possible: a large file is not tokenized whole."""
     start = 0
     while start < len(text):

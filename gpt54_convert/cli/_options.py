@@ -17,11 +17,16 @@ def options_of(*classes: type[Any]) -> Callable[[Decorated], Decorated]:
 
     def decorate(function: Decorated) -> Decorated:
         for kind in reversed(classes):
-            for field in reversed(dataclasses.fields(kind)):
+            for field in reversed(_own_first(kind)):
                 function = _option(field)(function)
         return function
 
     return decorate
+
+
+def _own_first(kind: type[Any]) -> list[dataclasses.Field[Any]]:
+    """The fields of a class, then those that it inherits."""
+    return sorted(dataclasses.fields(kind), key=lambda field: field.name not in kind.__annotations__)
 
 
 def build(kind: type[Any], values: dict[str, Any]) -> Any:

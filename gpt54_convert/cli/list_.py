@@ -16,7 +16,7 @@ def _architectures() -> Listing:
     from gpt54_convert import archs
 
     found = [archs.by_name(name) for name in archs.names()]
-    rows = [(a.name, a.kind, ", ".join(a.model_types), a.gguf) for a in found]
+    rows = [(a.name, a.kind, ", ".join(a.model_types), a.gguf or "–") for a in found]
     return ("architecture", "kind", "model_type in config.json", "name in GGUF"), rows
 
 

@@ -22,6 +22,7 @@ from gpt54_convert.distill.windows import Windows
 from gpt54_convert.errors import InputError, UnsupportedError
 
 STATE = "state.pt"
+_FIT = 16  # windows that the projections are fitted to at first
 Figures = dict[str, float]
 
 
@@ -60,9 +61,8 @@ class Training:
     def run(self) -> dict[str, torch.Tensor]:
         """Train to the end, or on from where it was interrupted; returns the best weights by name."""
         options = self.options
-        first = self._batch(self.train.of_step(0, options.batch)[: self._at_once])
-        if options.hidden:
-            self.student.fit(first[0], self.teacher.answer(*first), self.accelerator.device)
+        if options.hidden:  # from the same windows in every process
+            self.student.fit(self.teacher, self.train, self.train.of_step(0, options.batch)[:_FIT])
         opts = optimizers(options, self.parameters, self.student.projections)
         peaks = peaks_of(opts)
         self._restore(opts)
@@ -123,7 +123,9 @@ class Training:
             opt.zero_grad(set_to_none=True)
         self.progress.step += 1
         figures = {name: float(self.accelerator.reduce(value, "mean")) for name, value in sums.items()}
-        self.progress.losses.append({"step": self.progress.step, **figures, "rate_share": share})
+        self.progress.losses.append(
+            {"step": self.progress.step, **figures, "gradient_norm": float(norm), "rate_share": share}
+        )
 
     def _look(self) -> None:
         """Measure where it is time, keep the best weights, decide whether to end."""

@@ -68,10 +68,25 @@ def unit(states: Tensor) -> Tensor:
     return states * torch.rsqrt(states.square().mean(-1, keepdim=True) + 1e-6)
 
 
-def fitted(student: Tensor, teacher: Tensor) -> Tensor:
+class Fit:
     """The matrix [teacher's width, student's width] that maps states best, by least squares."""
-    ours, theirs = unit(student).flatten(0, 1).double(), unit(teacher).flatten(0, 1).double()
-    gram = ours.T @ ours
-    ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    found: Tensor = torch.linalg.solve(gram + ridge, ours.T @ theirs)
-    return found.T.float()
+
+    def __init__(self) -> None:
+        self._gram: Tensor | None = None
+        self._cross: Tensor | None = None
+
+    def add(self, student: Tensor, teacher: Tensor) -> None:
+        """Take states [batch, time, width] of both into account."""
+        ours, theirs = unit(student).flatten(0, 1).double(), unit(teacher).flatten(0, 1).double()
+        gram, cross = ours.T @ ours, ours.T @ theirs
+        self._gram = gram if self._gram is None else self._gram + gram
+        self._cross = cross if self._cross is None else self._cross + cross
+
+    def matrix(self) -> Tensor:
+        """The best one so far; a small ridge keeps it tame where states are few."""
+        assert self._gram is not None
+        assert self._cross is not None
+        gram = self._gram
+        ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        found: Tensor = torch.linalg.solve(gram + ridge, self._cross)
+        return found.T.float()

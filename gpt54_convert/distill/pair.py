@@ -40,13 +40,21 @@ class Student(nn.Module):
         self.model, self.options, self.vocab = model, options, vocab
         self.projections = nn.ModuleList()
 
-    def fit(self, batch: Batch, answer: Answer, device: torch.device) -> None:
-        """Make the projections, the best ones for a first batch."""
-        with torch.no_grad():
-            states = layers(self.model(**moved(batch, device), output_hidden_states=True))
-        for ours, theirs in _pairs(states, answer.states):
-            made = nn.Linear(ours.shape[-1], theirs.shape[-1], bias=False, device=device)
-            made.weight.data.copy_(losses.fitted(ours, theirs))
+    def fit(self, teacher: Teacher, windows: Windows, numbers: list[int]) -> None:
+        """Make the projections, the best ones for some windows; these are run one by one."""
+        fits: list[losses.Fit] = []
+        for number in numbers:
+            batch = windows.batch([number])
+            with torch.no_grad():
+                output = self.model(**moved(batch, teacher.device), output_hidden_states=True)
+            for index, (ours, theirs) in enumerate(_pairs(layers(output), teacher.answer(batch, [0]).states)):
+                if index == len(fits):
+                    fits.append(losses.Fit())
+                fits[index].add(ours, theirs)
+        for fit in fits:
+            matrix = fit.matrix()
+            made = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, device=teacher.device)
+            made.weight.data.copy_(matrix)
             self.projections.append(made)
 
     def forward(self, batch: dict[str, Tensor], targets: Tensor, answer: Answer) -> dict[str, Tensor]:

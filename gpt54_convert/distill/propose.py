@@ -25,6 +25,7 @@ from gpt54_convert.loaders._folder import read_json, side_files
 from gpt54_convert.prune.cut import Selection, cut
 from gpt54_convert.prune.flow import IMPORTANCE, LAYERS, STACKS
 from gpt54_convert.prune.layers import Distances
+from gpt54_convert.prune.needs import layer_distances
 from gpt54_convert.prune.options import Calibration
 from gpt54_convert.prune.select import select
 from gpt54_convert.prune.spaces import FFN, HEADS, KV_HEADS, WIDTH, spaces
@@ -147,9 +148,7 @@ def _layers(
     way = discover.load(LAYERS, options.layers)
     distances: Mapping[str, Distances | None] = dict.fromkeys(stacks)
     if way.MEASURES:
-        from gpt54_convert.prune.observe import distances_between_layers
-
-        distances = distances_between_layers(teacher, context, _calibration(options))
+        distances = layer_distances(teacher, context, _calibration(options))
     return {
         stack: picks(np.array(way.choose(old[stack], new[stack], distances[stack])[0])) for stack in stacks
     }

@@ -59,7 +59,7 @@ def train(options: DistillTrain, checkpoint: Checkpoint, context: Context) -> Ch
         raise SystemExit(0)  # the first process writes the result
     result = with_weights(checkpoint, best, folder / "trained.safetensors")
     accelerator.wait_for_everyone()
-    return _noted(options, teacher, result, job.progress, windows, report)
+    return _noted(options, teacher, result, job.progress, accelerator.num_processes, report)
 
 
 def check(options: DistillTrain, teacher: Checkpoint, student: Checkpoint) -> None:
@@ -183,7 +183,7 @@ def _noted(
     teacher: Checkpoint,
     result: Checkpoint,
     progress: Progress,
-    windows: Windows,
+    processes: int,
     report: Report,
 ) -> Checkpoint:
     """The trained model with its history: in config.json, and as a curve beside its weights."""
@@ -206,7 +206,12 @@ def _noted(
     )
     ended = "" if steps >= options.steps else f" (ended early: no better for {options.patience} measurements)"
     report.note("\n".join([f"{steps} steps, {told}{ended}; the loss:", *curve.text(losses)]))
-    record = {"options": to_dict(options), "losses": progress.losses, "measured": progress.measured}
+    record = {
+        "options": to_dict(options),
+        "processes": processes,
+        "losses": progress.losses,
+        "measured": progress.measured,
+    }
     files = {
         "training.svg": picture,
         "training.json": (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode(),

@@ -96,8 +96,7 @@ class Windows:
     @property
     def count(self) -> int:
         """Windows of one pass."""
-        spare = self.context - 1 if self.shifts and len(self.ids) >= self.length + self.context else 0
-        return max(0, (len(self.ids) - self.length - spare) // self.context + 1)
+        return max(0, (len(self.ids) - self.length) // self.context + 1)
 
     def of_step(self, step: int, size: int) -> list[int]:
         """The numbers of the windows of a step; `number // count` is the pass."""
@@ -114,9 +113,9 @@ class Windows:
     def _document(self, number: int) -> Document:
         turn, index = divmod(number, self.count)
         shift = 0
-        if self.shifts and turn and len(self.ids) >= self.length + self.context:
+        if self.shifts and turn:
             shift = int(np.random.default_rng([self.seed, turn, 1]).integers(self.context))
-        at = shift + index * self.context
+        at = min(shift + index * self.context, len(self.ids) - self.length)
         ids = self.ids[at : at + self.length].astype(np.int64)
         if self.kind == "encoder-decoder":
             targets = ids[PREFIX:]

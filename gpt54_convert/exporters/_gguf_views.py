@@ -38,7 +38,10 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
             f"{', '.join(archs.names())}); to add it, write one table gpt54_convert/archs/{model_type}.py as "
             "docs/architectures.md shows"
         )
-    return archs.by_name(checkpoint.architecture)
+    found = archs.by_name(checkpoint.architecture)
+    if not found.gguf:
+        raise UnsupportedError(f"GGUF has no architecture for a {found.name}")
+    return found
 
 
 def stored(checkpoint: Checkpoint, architecture: Architecture) -> list[tuple[LazyTensor, str]]:

@@ -37,6 +37,7 @@ def check_logits(folder: Path, graphs: Mapping[str, bytes], stored: Checkpoint, 
     half: the graphs compute in float16.
     Raises OutputError where the logits differ, InputError where ONNX Runtime cannot load what was written.
     """
+    _check_copies(stored.tensors)
     architecture = archs.by_name(stored.architecture or "")
     kind, batch = architecture.kind, _batch(stored.tensors.values(), architecture)
     with TorchReference(stored, threads=1, keep_bytes=0) as reference:
@@ -91,6 +92,16 @@ def _make_exact(graph: onnx.GraphProto) -> None:
                 attribute.i = 0
             elif attribute.HasField("g"):  # a branch
                 _make_exact(attribute.g)
+
+
+def _check_copies(tensors: Mapping[str, LazyTensor]) -> None:
+    """What stands in two files (`tensor@file`) is the same in both."""
+    for name, copy in tensors.items():
+        first = tensors[name.partition("@")[0]]
+        if first is not copy and not all(
+            np.array_equal(first.float_rows(*rows), copy.float_rows(*rows)) for rows in copy.chunks()
+        ):
+            raise OutputError(f"tensor {name}: was not written as in its first file; please report it")
 
 
 def _compare(model: OnnxModel, batch: Batch, wanted: NDArray[np.float32], limit: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt54_convert import archs
+from gpt54_convert.archs._resize import resized
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.dtypes import STORAGE
 from gpt54_convert.core.tensor import LazyTensor
@@ -22,7 +23,7 @@ from gpt54_convert.quantize.qtensor import QTensor
 
 # Enough for every tokenizer's special tokens, little enough for a float head to be small.
 _VOCABULARY = 4096
-_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
+_STACKS = ("layers", "encoder_layers")
 
 
 def read_back(folder: Path, stored: Checkpoint, parts: Mapping[str, Mapping[str, Part]]) -> Checkpoint:
@@ -62,33 +63,25 @@ def shallow(checkpoint: Checkpoint) -> Checkpoint:
     What is left is the model's own weights in its own widths, small enough to be run beside torch.
     """
     architecture = archs.by_name(checkpoint.architecture or "")
-    depth = _kinds(checkpoint.config)
+    sizes = architecture.sizes(checkpoint.config)
+    depth = _kinds(architecture.layer_types(checkpoint.config))
+    fewer = {**sizes, "vocab": min(sizes["vocab"], _VOCABULARY)}
+    fewer |= {stack: min(sizes[stack], depth) for stack in _STACKS if stack in sizes}
     tensors = {}
     for name, tensor in checkpoint.tensors.items():
         match = architecture.match(name)
         if match is None or (match.layer is not None and match.layer >= depth):
             continue
         is_table = match.role in ("embed", "head", "head.bias")
-        tensors[name] = replace(tensor, shape=_fewer(tensor.shape)) if is_table else tensor
-    config = dict(checkpoint.config)
-    for key in _DEPTHS:
-        if isinstance(config.get(key), int):
-            config[key] = min(config[key], depth)
-    if isinstance(config.get("layer_types"), list):
-        config["layer_types"] = config["layer_types"][:depth]
-    config["vocab_size"] = min(config.get("vocab_size", _VOCABULARY), _VOCABULARY)
-    for key in [key for key in config if key.endswith("_token_id")]:
+        shape = (min(tensor.shape[0], _VOCABULARY), *tensor.shape[1:]) if is_table else tensor.shape
+        tensors[name] = replace(tensor, shape=shape)
+    kept = {stack: range(fewer[stack]) for stack in _STACKS if stack in sizes}
+    config = resized(architecture, checkpoint.config, fewer, kept)
+    for key in [key for key in config if key.endswith("_token_id")]:  # they may lie beyond
         config[key] = 0 if key in ("pad_token_id", "decoder_start_token_id") else None
     return replace(checkpoint.with_tensors(tensors), config=config, generation_config=None, tokenizer={})
 
 
-def _kinds(config: Mapping[str, Any]) -> int:
+def _kinds(types: Sequence[str] | None) -> int:
     """How many layers hold one of each kind: attention may alternate between local and global."""
-    types = config.get("layer_types")
-    if isinstance(types, list) and types:
-        return max(2, *(types.index(kind) + 1 for kind in types))
-    return max(2, int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 2))
-
-
-def _fewer(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (min(shape[0], _VOCABULARY), *shape[1:])
+    return max(2, *(types.index(kind) + 1 for kind in set(types))) if types else 2

@@ -210,8 +210,7 @@ class OnnxSink:
         from gpt54_convert.exporters import _onnx_read
 
         stored = self._checkpoint.with_tensors(self._written)
-        found = _onnx_read.read_back(self._place, stored, self._store.parts)
-        return found.with_tensors({name: found.tensors[name] for name in self._views})
+        return _onnx_read.read_back(self._place, stored, self._store.parts)
 
     def _check_logits(self) -> None:
         from gpt54_convert.exporters import _onnx_check

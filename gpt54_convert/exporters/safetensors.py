@@ -33,6 +33,8 @@ from gpt54_convert.quantize.qtensor import QTensor
 NAME = "safetensors"
 DESCRIPTION = "a Hugging Face folder; integer grids as compressed-tensors"
 SHARD_BYTES = 5_000_000_000  # as transformers cuts them
+# vLLM makes one matrix of these and refuses parts on different grids.
+FUSED = (("attn.q", "attn.k", "attn.v"), ("ffn.gate", "ffn.up"))
 
 
 def can_hold(target: Grid) -> bool:
@@ -51,6 +53,7 @@ def refuses(role: str, tensor: LazyTensor, grid: Grid, checkpoint: Checkpoint | 
     rules = (
         (not can_hold(grid), "compressed-tensors takes symmetric integer grids of 4 and 8 bits alone"),
         (len(tensor.shape) != 2, "only matrices can be packed"),
+        (not tensor.name.endswith(".weight"), "only a module's `weight` can be packed"),
         (tensor.columns * grid.bits % 32, f"rows of {tensor.columns} codes do not fill 32-bit words"),
         (
             _is_embedding(role, tensor.name),
@@ -181,8 +184,6 @@ def _as_stored(checkpoint: Checkpoint, tensor: LazyTensor) -> LazyTensor:
         return (views.transposed(tensor) if conv1d and len(tensor.shape) == 2 else tensor).renamed(name)
     target = _hf_folder.stored_grid(tensor.grid)
     problem = refuses("", tensor, target)
-    if problem is None and not name.endswith(".weight"):
-        problem = "only a module's `weight` can be packed"
     if problem is not None:
         raise UnsupportedError(f"tensor {name} cannot be stored as {target.name}: {problem}")
     return tensor.renamed(name)

@@ -103,10 +103,12 @@ def auto_class(checkpoint: Checkpoint) -> tuple[Any, dict[str, Any]]:
     """transformers' class for a checkpoint's kind, and what to tell it."""
     if checkpoint.architecture is None:
         return _named_class(checkpoint), {}
-    kind = archs.by_name(checkpoint.architecture).kind
+    table = archs.by_name(checkpoint.architecture)
+    kind = table.kind
     if kind == "encoder":
         # Poolers are seldom exported; what is compared are the hidden states below them.
-        return transformers.AutoModel, {"add_pooling_layer": False}
+        pools = any(weight.role == "pooler" for weight in table.weights)
+        return transformers.AutoModel, {"add_pooling_layer": False} if pools else {}
     if kind == "encoder-decoder":
         return transformers.AutoModelForSeq2SeqLM, {}
     return transformers.AutoModelForCausalLM, {}

@@ -16,8 +16,7 @@ from gpt54_convert.core.passes import Context
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import UnsupportedError, UsageError
 from gpt54_convert.prune.cut import Selection, cut, ranges
-from gpt54_convert.prune.layers import Distances
-from gpt54_convert.prune.needs import measuring
+from gpt54_convert.prune.needs import layer_distances
 from gpt54_convert.prune.select import select, shrinking
 from gpt54_convert.prune.spaces import HEADS, KV_HEADS
 from gpt54_convert.prune.sparsity import CRITERIA, sparsify
@@ -49,11 +48,12 @@ def prune(options: Prune, checkpoint: Checkpoint, context: Context) -> Checkpoin
         evidence = source.evidence(result, wanted, context, options.calibration)
         kept, energy = select(result, sizes, evidence)
         result = cut(result, Selection({}, kept, energy), sizes)
-    _say(context.report, checkpoint, result, old, sizes)
+    told = {name: old[name] for name in architecture.size_keys}
+    _say(context.report, checkpoint, result, told, sizes)
     if options.pattern is not None:
         result = sparsify(result, options.pattern, options.criterion, context, options.calibration)
         context.report.note(SPARSITY_BUYS.format(options.pattern.text, options.criterion))
-    return _noted(options, checkpoint, result, layers, old, sizes)
+    return _noted(options, checkpoint, result, layers, told, sizes)
 
 
 def outline(options: Prune, checkpoint: Checkpoint) -> Checkpoint:
@@ -69,7 +69,8 @@ def outline(options: Prune, checkpoint: Checkpoint) -> Checkpoint:
     result = cut(checkpoint, Selection(layers, kept), sizes)
     if options.pattern is not None:
         sparsity_targets(result, options.pattern)
-    return _noted(options, checkpoint, result, layers, old, sizes)
+    told = {name: old[name] for name in architecture.size_keys}
+    return _noted(options, checkpoint, result, layers, told, sizes)
 
 
 def _checked(options: Prune, checkpoint: Checkpoint) -> tuple[Architecture, dict[str, int]]:
@@ -103,13 +104,10 @@ def _choose_layers(
     if not stacks:
         return {}
     way = discover.load(LAYERS, options.layer_choice)
-    distances: Mapping[str, Distances | None] = dict.fromkeys(stacks)
-    if way.MEASURES:
-        observe = measuring("observe")
-        distances = observe.distances_between_layers(checkpoint, context, options.calibration)
+    found = layer_distances(checkpoint, context, options.calibration) if way.MEASURES else {}
     chosen = {}
     for stack in stacks:
-        chosen[stack], judged = way.choose(old[stack], sizes[stack], distances[stack])
+        chosen[stack], judged = way.choose(old[stack], sizes[stack], found.get(stack))
         _show(context.report, stack, options.layer_choice, chosen[stack], old[stack], judged)
     return chosen
 
@@ -154,5 +152,6 @@ def _noted(
         return after
     if layers:
         note["layers_kept"] = {stack: ranges(list(kept)) for stack, kept in layers.items()}
-    own = {**before.config.get(NOTES, {}), "pruned": note}
+    earlier = before.config.get(NOTES)
+    own = {**(earlier if isinstance(earlier, Mapping) else {}), "pruned": note}
     return replace(after, config={**after.config, NOTES: own})

@@ -15,15 +15,15 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from gpt54_convert import archs, data
+from gpt54_convert.archs import Match
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.passes import Context
 from gpt54_convert.errors import InputError
 from gpt54_convert.forward.batch import Batch, Document, Floats, stack
 from gpt54_convert.forward.documents import cut
 from gpt54_convert.forward.torch_model import TorchReference
-from gpt54_convert.prune.energies import Energy
 from gpt54_convert.prune.evidence import described
-from gpt54_convert.prune.layers import Distances
+from gpt54_convert.prune.needs import Arrays
 from gpt54_convert.prune.options import Calibration
 from gpt54_convert.prune.spaces import WIDTH
 
@@ -33,10 +33,11 @@ LOGITS_BYTES = 256 << 20  # of one batch
 Hook = Callable[[torch.Tensor], None]
 
 
-def distances_between_layers(
-    checkpoint: Checkpoint, context: Context, calibration: Calibration
-) -> dict[str, Distances]:
-    """By stack, how far the hidden states move from layer to layer, averaged over all tokens."""
+def distances(checkpoint: Checkpoint, context: Context, calibration: Calibration) -> Arrays:
+    """How far the hidden states move from layer to layer, averaged over all tokens.
+
+    `STACK/cosine`, `STACK/angle` -> [depth + 1, depth + 1], as `layers.Distances` has them.
+    """
     finals = {
         name: match for name, match in described(checkpoint).items() if match.role.endswith("norm.final")
     }
@@ -58,21 +59,21 @@ def distances_between_layers(
                     sums[name][0] += (1 - cosine).sum(0)
                     sums[name][1] += np.arccos(np.clip(cosine, -1, 1)).sum(0) / np.pi
                     sums[name][2] += len(cosine)
-    return {name: Distances(cosine / count, angle / count) for name, (cosine, angle, count) in sums.items()}
+    result = {}
+    for name, (cosine, angle, count) in sums.items():
+        result[f"{name}/cosine"], result[f"{name}/angle"] = cosine / count, angle / count
+    return result
 
 
-def flows(
-    checkpoint: Checkpoint, context: Context, calibration: Calibration
-) -> tuple[dict[str, Energy], dict[str, Energy]]:
+def flows(checkpoint: Checkpoint, context: Context, calibration: Calibration) -> Arrays:
     """Sums of squares over all tokens: of each input of every matrix, and of each channel before every norm.
 
     By the names of the checkpoint's tensors: matrix -> [in], norm -> [width].
     """
     matches = described(checkpoint)
-    inputs: dict[str, Energy] = {}
-    residual: dict[str, Energy] = {}
+    sums: Arrays = {}
 
-    def add(sums: dict[str, Energy], name: str) -> Hook:
+    def add(name: str) -> Hook:
         def hook(entering: torch.Tensor) -> None:
             squares = entering.double().square().reshape(-1, entering.shape[-1]).sum(0).numpy()
             sums[name] = sums.get(name, 0.0) + squares
@@ -80,17 +81,19 @@ def flows(
         return hook
 
     with TorchReference(checkpoint, context.threads) as reference:
-        hooks = {}
-        for name, module in _by_weight(reference).items():
-            match = matches.get(name)
-            if isinstance(module, (torch.nn.Linear, Conv1D)):
-                hooks[name] = add(inputs, name)
-            elif match is not None and match.weight.shape == (WIDTH,):
-                hooks[name] = add(residual, name)
+        hooks = {
+            name: add(name)
+            for name, module in _by_weight(reference).items()
+            if isinstance(module, (torch.nn.Linear, Conv1D)) or _is_norm(matches.get(name))
+        }
         with hooked(reference, hooks):
             for batch in batches(checkpoint, context, calibration):
                 reference.forward(batch)
-    return inputs, residual
+    return sums
+
+
+def _is_norm(match: Match | None) -> bool:
+    return match is not None and match.weight.shape == (WIDTH,)
 
 
 def _by_weight(reference: TorchReference) -> dict[str, Any]:

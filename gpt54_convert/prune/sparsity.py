@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,10 +18,10 @@ from gpt54_convert.core import discover
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.dtypes import STORAGE, from_float32, to_float32
 from gpt54_convert.core.passes import Context
-from gpt54_convert.core.tensor import LazyTensor
+from gpt54_convert.core.tensor import CHUNK_BYTES, LazyTensor
 from gpt54_convert.errors import UsageError
 from gpt54_convert.prune.evidence import described
-from gpt54_convert.prune.needs import measuring
+from gpt54_convert.prune.needs import measured, measuring
 from gpt54_convert.prune.options import Calibration
 from gpt54_convert.prune.patterns import Pattern
 
@@ -58,7 +59,7 @@ def sparsify(
     else:
         energy: Mapping[str, Any] = {}
         if way.NEEDS == "energy":
-            energy = measuring("observe").flows(checkpoint, context, calibration)[0]
+            energy = measured("flows", checkpoint, context, calibration)
         made = {name: _masked(checkpoint.tensors[name], way, energy.get(name), pattern) for name in names}
     return checkpoint.with_tensors({**checkpoint.tensors, **made})
 
@@ -90,8 +91,10 @@ def _solved(
 ) -> dict[str, LazyTensor]:
     """Tensors solved one after another into files of the workspace; those that are there already stay."""
     context.workspace.mkdir(parents=True, exist_ok=True)
+    told = f"{way.__name__} {pattern.text} {calibration}"
     files = {
-        name: context.workspace / f"sparse-{hashlib.sha256(name.encode()).hexdigest()[:24]}" for name in names
+        name: context.workspace / f"sparse-{hashlib.sha256(f'{name} {told}'.encode()).hexdigest()[:24]}"
+        for name in names
     }
     missing = [name for name in names if not files[name].exists()]
     if missing:
@@ -101,7 +104,7 @@ def _solved(
             for sharing, matrix in moments:
                 factor = inverse_factor(matrix)
                 for name in sharing:
-                    _solve(checkpoint.tensors[name], way, factor, pattern, files[name])
+                    _solve(checkpoint.tensors[name], way, factor, pattern, files[name], context.threads)
                     advance(4 * checkpoint.tensors[name].size)
     return {
         name: _plain(tensor, _from_file(tensor, files[name]))
@@ -123,12 +126,19 @@ def inverse_factor(moments: NDArray[Any], damping: float = 0.01) -> NDArray[np.f
     return np.ascontiguousarray(np.linalg.cholesky((inverse + inverse.T) / 2).T)
 
 
-def _solve(tensor: LazyTensor, way: ModuleType, factor: NDArray[Any], pattern: Pattern, path: Path) -> None:
+def _solve(
+    tensor: LazyTensor, way: ModuleType, factor: NDArray[Any], pattern: Pattern, path: Path, threads: int
+) -> None:
+    def solved(rows: tuple[int, int]) -> bytes:
+        return from_float32(way.sparse(tensor.float_rows(*rows), factor, pattern), tensor.dtype).tobytes()
+
+    workers = threads or len(os.sched_getaffinity(0))
+    step = max(tensor.row_align, -(-tensor.row_count // workers))
+    parts = tensor.chunks(min(CHUNK_BYTES, 4 * step * tensor.columns))
     partial = path.with_suffix(".part")
-    with open(partial, "wb") as file:
-        for start, stop in tensor.chunks():
-            solved = way.sparse(tensor.float_rows(start, stop), factor, pattern)
-            file.write(from_float32(solved, tensor.dtype).tobytes())
+    with open(partial, "wb") as file, ThreadPoolExecutor(workers) as pool:
+        for chunk in pool.map(solved, parts):
+            file.write(chunk)
     os.replace(partial, path)
 
 

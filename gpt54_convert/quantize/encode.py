@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from types import ModuleType
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,18 @@ from gpt54_convert.errors import InputError, UsageError
 from gpt54_convert.quantize.error import ErrorTally
 from gpt54_convert.quantize.grids import FLOAT, Grid
 from gpt54_convert.quantize.qtensor import QTensor
+from gpt54_convert.quantize.statistics import Statistics
 
-Solve = Callable[[NDArray[np.float32], Grid, NDArray[np.float32] | None], QTensor]
+
+class Solve(Protocol):
+    """Codes of `weight` [rows, columns] on a grid; statistics are those of its inputs, where known."""
+
+    def __call__(
+        self, weight: NDArray[np.float32], grid: Grid, statistics: Statistics | None = None, /
+    ) -> QTensor: ...
+
+
+Found = Callable[[int, int], QTensor | None]
 # Two names of the same numbers: the integer grid, and ggml's name for it.
 _SAME = {"q4_0": "int4-g32", "q5_0": "int5-g32", "q8_0": "int8-g32"}
 SOLVERS = "gpt54_convert.quantize.solvers"
@@ -24,25 +35,42 @@ SOLVERS = "gpt54_convert.quantize.solvers"
 
 def solver(name: str) -> Solve:
     """The solver in the file `name`.  Raises UsageError for one that is not there."""
+    return cast(Solve, _module(name).solve)
+
+
+def needs(name: str) -> str:
+    """What a solver must be given: `nothing`, mean `squares` of the inputs, or their `moments`."""
+    return cast(str, _module(name).NEEDS)
+
+
+def _module(name: str) -> ModuleType:
     if name not in discover.names(SOLVERS):
         raise UsageError(f"unknown method {name!r}: use one of {', '.join(discover.names(SOLVERS))}")
-    return cast(Solve, discover.load(SOLVERS, name).solve)
+    return discover.load(SOLVERS, name)
 
 
-def on_grid(tensor: LazyTensor, grid: Grid, solve: Solve, tally: ErrorTally) -> LazyTensor:
+def same_grid(name: str | None, grid: Grid) -> bool:
+    """Whether a source's codes on the grid `name` are those of `grid`, perhaps under another name."""
+    return name is not None and _SAME.get(name, name) == _SAME.get(grid.name, grid.name)
+
+
+def on_grid(
+    tensor: LazyTensor, grid: Grid, solve: Solve, tally: ErrorTally, found: Found | None = None
+) -> LazyTensor:
     """`tensor` stored on `grid`: a float grid casts, any other solves chunk by chunk as rows are read.
 
+    found: codes of rows [start, stop) that are there already, or None for rows that `solve` is to solve.
     A source that already holds codes of this very grid hands them on untouched.
     """
     if grid.kind == FLOAT:
         return _cast(tensor, grid)
-    if tensor.grid and _SAME.get(tensor.grid, tensor.grid) == _SAME.get(grid.name, grid.name):
+    if same_grid(tensor.grid, grid):
         return _passed_on(tensor, grid)
 
     def read_codes(start: int, stop: int) -> QTensor:
         weight = tensor.float_rows(start, stop)
         try:
-            q = solve(weight, grid, None)
+            q = (found(start, stop) if found else None) or solve(weight, grid)
         except InputError as error:
             raise InputError(f"tensor {tensor.name}, rows from {start}: {error}") from None
         tally.add(start, weight, q)

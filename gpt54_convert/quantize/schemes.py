@@ -39,6 +39,7 @@ LAYERS: dict[str, Callable[[Place], bool]] = {
     "the first 4 layers": lambda place: place.layer < 4,
     "the first eighth": lambda place: place.layer < place.layers // 8,
     "the first sixteenth": lambda place: place.layer < place.layers // 16,
+    "2 or more queries a key": lambda place: place.heads_per_kv >= 2,
     "4 or more queries a key": lambda place: place.heads_per_kv >= 4,
 }
 
@@ -66,12 +67,22 @@ SUPER_FALLBACK = {
     "q6_k": "q8_0",
 }
 
+# The same for mixes of our own: the best grid of about that size, by the loss of SmolLM2's tensors.
+FINE_FALLBACK = {
+    "q3_k": "iq4_nl",
+    "iq4_xs": "iq4_nl",
+    "q4_k": "iq4_nl",
+    "q5_k": "q5_0",
+    "q6_k": "q5_1",
+}
+
 # Never quantized: small, and each of their errors reaches everything behind them.
 KEPT_ROLES = "norm.*|enc.norm.*|*.bias|*.rel_bias|embed.position|embed.type|buffer"
 
 _VALUE = "attn.v|enc.attn.v|cross.v|attn.qkv|enc.attn.qkv"
 _DOWN = "ffn.down|enc.ffn.down"
 _OUT = "attn.out|enc.attn.out|cross.out"
+_KEY = "attn.k|enc.attn.k|cross.k"
 _QKV = "attn.qkv|enc.attn.qkv"
 
 
@@ -174,6 +185,18 @@ SCHEMES: dict[str, Scheme] = {
             "iq4_xs",
             Rule(_VALUE, "q5_k", "4 or more queries a key"),
             Rule(_DOWN, "q5_k", "the first eighth"),
+        ),
+        Scheme(
+            "mix4",
+            "4-bit superblocks, more for values, keys and down-projections: what SmolLM2 is sensitive to",
+            "q4_k",
+            (
+                Rule("head", "q6_k"),
+                Rule(_VALUE, "q8_0", "2 or more queries a key"),
+                Rule(f"{_VALUE}|{_DOWN}", "q5_k"),
+                Rule(_KEY, "q5_k", "2 or more queries a key"),
+            ),
+            fallback=FINE_FALLBACK,
         ),
         Scheme(
             "w8a8",

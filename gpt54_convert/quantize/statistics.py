@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ class Statistics:
     moment: the mean of x xᵀ, [in, in] (half the Hessian of the output error), or None.
     drift: the mean of (f - x) xᵀ, [in, in], where f is what the float model feeds the same matrix and x what
         the model quantized so far does; None where both are one.
+    kept: what solvers derive from these and want again for the next matrix with the same inputs.
     """
 
     mean_square: Floats
@@ -28,6 +30,7 @@ class Statistics:
     greatest: Floats | None = None
     moment: Floats | None = None
     drift: Floats | None = None
+    kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def check(self, columns: int) -> None:
         """Raise InternalError for other columns than the matrix has, InputError for what is not finite."""

@@ -66,6 +66,12 @@ class Smooth:
         context.report.detail(f"smoothed {count} places of the model")
         return smoothed
 
+    def outline(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The types of the smoothed model, with nothing measured."""
+        for fold in folds(checkpoint):
+            checkpoint = fold.apply(checkpoint, np.ones(fold.channels, np.float32))
+        return checkpoint
+
 
 def _factor(checkpoint: Checkpoint, fold: Fold, inputs: Floats, alpha: float) -> Floats:
     """s [channels] float32, 1 for a channel that is dead on either side."""

@@ -50,14 +50,6 @@ class Subject:
         return tuple(entry for entry in found if isinstance(entry, dict)) if isinstance(found, list) else ()
 
     @property
-    def by_weights_alone(self) -> bool:
-        """Whether its codes were chosen by the weights' own error; unknown artifacts are taken for it."""
-        step = self.manifest.get("recipe", {}).get("quantize", {})
-        return step.get("method", "rtn") in ("rtn", "search") and not (
-            step.get("calibration") or step.get("imatrix")
-        )
-
-    @property
     def is_student(self) -> bool:
         """Whether it is another model than its source: pruned or distilled, not merely stored otherwise."""
         return bool(set(self.passes) - _PRESERVING)
@@ -67,6 +59,11 @@ class Subject:
         """What changed the weights on purpose before they were stored (`smooth`), as its manifest says."""
         recorded = self.manifest.get("recipe", {}).get("passes", [])
         return tuple(name for step in recorded if isinstance(step, dict) for name in step)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether codes were chosen by the outputs of layers instead of the weights' own error."""
+        return "calibration" in self.manifest.get("recipe", {})
 
 
 def locate(path: Path) -> Subject:

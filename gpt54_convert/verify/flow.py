@@ -9,7 +9,7 @@ from gpt54_convert import loaders
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import InputError, MeasureError, UsageError
-from gpt54_convert.verify import gates, outputs, static, tensors, tokenizer
+from gpt54_convert.verify import documents, gates, outputs, static, tensors, tokenizer
 from gpt54_convert.verify.artifact import Subject, body_bits, check_files, load_tensors, locate, size_bytes
 from gpt54_convert.verify.options import VerifyOptions
 from gpt54_convert.verify.verdict import FAIL, UNKNOWN, Check, Verdict
@@ -19,6 +19,7 @@ def verify(path: Path, against: Path | None, options: VerifyOptions, report: Rep
     """See `gpt54_convert.verify.verify`."""
     gates.check_usage(options)
     subject = locate(path)
+    documents.read_text(options, subject.fitted)  # what is wrong with it should be said before any work
     source_path = _source_path(subject, against)
     checks = check_files(subject)
     about: dict[str, Any] = {
@@ -31,6 +32,9 @@ def verify(path: Path, against: Path | None, options: VerifyOptions, report: Rep
         return Verdict(about, checks)  # nothing measured on damaged files would mean anything
     source = loaders.load(source_path)
     artifact = load_tensors(subject)
+    other = static.check_kind(subject, source, artifact)
+    if other is not None:
+        return Verdict(about, [*checks, other])
     about["bits_per_weight"] = bits = body_bits(subject, artifact)
     result = Verdict(about, checks)
     if options.tensors:
@@ -60,7 +64,7 @@ def _static(
         )
         report.note(f"the weights were changed on purpose ({', '.join(subject.passes)}), {told}")
     elif artifact is not None:
-        found, rows = tensors.check(source, artifact, report, fitted=not subject.by_weights_alone)
+        found, rows = tensors.check(source, artifact, report, calibrated=subject.calibrated)
         checks += found
     else:
         report.note(f"the weights of {subject.container} artifacts are judged by the model's answers alone")

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ ANCHORS = ("rtn", "baseline")
 # of 7 B and 8 B models (llama.cpp's quantize README); K-quants of 4 bits stand apart.
 _LOGITS = (
     (31.0, 1e-6, 0.998),
-    (15.0, 1e-4, 0.995),
+    (15.0, 1e-4, 0.99),
     (7.9, 2e-3, 0.975),
     (6.2, 8e-3, 0.955),
     (5.2, 2e-2, 0.94),
@@ -54,6 +55,7 @@ class Gate:
     """`figure <= factor * anchor`, or `>=`; without an anchor, factor is the limit itself.
 
     or_rounding: a default, which small models may meet by being as good as plain rounding instead.
+    slack: how far below its anchor a figure may be in any case: of a few per cent, a tenth is chance.
     """
 
     figure: str
@@ -61,10 +63,13 @@ class Gate:
     factor: float
     anchor: str = ""
     or_rounding: bool = False
+    slack: float = 0.0
 
     def relative(self) -> Gate:
-        """The same figure against plain rounding, a tenth worse at most."""
-        return Gate(self.figure, self.sign, 1.1 if self.sign == "<=" else 0.9, "rtn")
+        """The same figure against plain rounding, a tenth worse at most (or, of an agreement, 5 points)."""
+        if self.sign == "<=":
+            return Gate(self.figure, "<=", 1.1, "rtn")
+        return Gate(self.figure, ">=", 0.9, "rtn", slack=0.05)
 
     def __str__(self) -> str:
         return f"{self.figure} {self.sign} {self.factor:g}{'*' + self.anchor if self.anchor else ''}"
@@ -81,7 +86,9 @@ def parse(text: str, known: tuple[str, ...]) -> Gate:
     name, sign, factor, right = match[1], match[2], float(match[3] or 1), match[4]
     figure = next((name + suffix for suffix in _SUFFIXES if name + suffix in known), None)
     if figure is None:
-        raise UsageError(f"--gate {text!r}: there is no figure {name!r}; there are {', '.join(known)}")
+        near = get_close_matches(name, known, 1, 0.6)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"--gate {text!r}: there is no figure {name!r}; {hint}There are {', '.join(known)}")
     if right in ANCHORS:
         return Gate(figure, sign, factor, right)
     limit = float(right.rstrip("%")) / (100 if right.endswith("%") else 1)
@@ -148,6 +155,8 @@ def judge(
         limit = gate.factor * anchor.value
         # Resampled together: both were measured on the same documents.
         samples = samples - gate.factor * anchor.samples + limit
+        if gate.slack:
+            limit = min(limit, anchor.value - gate.slack)
     low, high = (float(x) for x in np.quantile(samples, (0.025, 0.975)))
     good, bad = (high <= limit, low > limit) if gate.sign == "<=" else (low >= limit, high < limit)
     bounds = f"{found.value:.4g}, 95 % interval {low:.4g} to {high:.4g}, gate {gate}"
@@ -165,8 +174,10 @@ def check_usage(options: VerifyOptions) -> None:
     wanted = [parse(text, known) for text in options.gate]
     if any(gate.anchor == "baseline" for gate in wanted) and options.baseline is None:
         raise UsageError("a gate speaks of the baseline, but there is none; name its report with --baseline")
-    if options.gate and not options.outputs:
-        raise UsageError("--gate judges the model's answers, which --level tensors does not look at")
+    if (options.gate or options.baseline) and not options.outputs:
+        raise UsageError("gates judge the model's answers, which --level tensors does not look at")
+    if options.baseline is not None:
+        read_baseline(options.baseline)
 
 
 def figure_names(kind: str) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class VerifyOptions:
         None, "Text to measure on. Default: the held-out text of this package.", metavar="FILE", is_path=True
     )
     tokens: int = option(4096, "Tokens to measure on.", metavar="N")
-    context: int = option(256, "Tokens of one document.", metavar="N")
+    context: int = option(256, "Tokens of one document at most; a tenth of --tokens at most.", metavar="N")
     batch: int = option(0, "Documents run at once; 0 takes what fits into 256 MB of logits.", metavar="N")
     threads: int = option(0, "Threads of each runtime; 0 takes one per core.", metavar="N")
 
@@ -43,6 +43,11 @@ class VerifyOptions:
             raise UsageError(f"--context {self.context} is too short to measure anything; take 16 or more")
         if self.tokens < 1:
             raise UsageError("--tokens must be at least 1")
+
+    @property
+    def length(self) -> int:
+        """Tokens of one document at most: few tokens are still cut into the ten that an interval needs."""
+        return min(self.context, max(16, self.tokens // 10))
 
     @property
     def tensors(self) -> bool:

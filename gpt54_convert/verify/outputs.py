@@ -45,7 +45,7 @@ def measure(
     try:
         module = runners.for_container(subject.container)
         runners.load(runners.REFERENCE)
-        documents = cut(docs.read_text(options, subject.fitted), source, options.tokens, options.context)
+        documents = cut(docs.read_text(options, subject.fitted), source, options.tokens, options.length)
         weights = None if subject.passes else artifact
         lineup = stages.Lineup(source, weights, grids_of(subject, artifact), options)
         lineup.reference()
@@ -113,7 +113,7 @@ def _protocol(reference: Runner, runner: Runner, tally: Tally, options: VerifyOp
             "text": str(options.text) if options.text else "held-out text of gpt54-convert",
             "tokens": tally.token_count,
             "documents": tally.document_count,
-            "context": options.context,
+            "context": options.length,
             "prefix_tokens": "up to 96 tokens to the encoder of an encoder-decoder",
             "scored": "every token of a document, from its first on",
         },

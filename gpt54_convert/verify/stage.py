@@ -59,6 +59,10 @@ class Gate:
             context.report.note(f"gate passed: {check.name} is {check.detail}")
         return checkpoint
 
+    def outline(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The same checkpoint, with nothing measured."""
+        return checkpoint
+
     def _figures(
         self, student: Checkpoint, teacher: Checkpoint, context: Context, kind: str
     ) -> dict[str, Measured]:
@@ -69,7 +73,7 @@ class Gate:
 
         options = VerifyOptions(text=self.text, tokens=self.tokens, threads=context.threads)
         torch_reference = runners.load(runners.REFERENCE)
-        texts = cut(documents.read_text(options), teacher, options.tokens, options.context)
+        texts = cut(documents.read_text(options), teacher, options.tokens, options.length)
         tally = Tally(kind)
         one = torch_reference.TorchReference(teacher, context.threads)
         other = torch_reference.TorchReference(student, context.threads)

@@ -25,6 +25,25 @@ _FREE = {
 }
 
 
+def check_kind(subject: Subject, source: Checkpoint, artifact: Checkpoint | None) -> Check | None:
+    """A failed check where the two are not even of one architecture: nothing else could be compared."""
+    ours = source.architecture or source.config.get("model_type")
+    theirs = None
+    if artifact is not None:
+        theirs = artifact.architecture or artifact.config.get("model_type")
+    elif _folder.has_file(subject.folder, "config.json"):
+        config = _folder.read_json(subject.folder / "config.json")
+        found = archs.for_config(config)
+        theirs = found.name if found else config.get("model_type")
+    if theirs is None or ours is None or ours == theirs:
+        return None
+    detail = (
+        f"the artifact is a {theirs} model, but {source.source.path} is a {ours} model; name the one that it "
+        "was made from with --against"
+    )
+    return Check("config", "architecture", FAIL, detail)
+
+
 def check_config(subject: Subject, source: Checkpoint, artifact: Checkpoint | None) -> list[Check]:
     """One failed check for each entry in which the two differ, or one passed check."""
     if artifact is not None:

@@ -11,7 +11,7 @@ import tiny
 from gpt54_convert import data, dry_run, loaders, pipeline
 from gpt54_convert.budget import search as search_module
 from gpt54_convert.budget import study as study_module
-from gpt54_convert.budget.space import CANDIDATES
+from gpt54_convert.budget.space import CANDIDATES, Space
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import MeasureError, UnsupportedError, UsageError
 from gpt54_convert.plan import plan
@@ -142,6 +142,30 @@ def test_a_mix_that_loses_gives_way_to_the_uniform_scheme(monkeypatch):
     losses = {tried["scheme"]: tried["loss"] for tried in found.budget["tried"]}
     assert losses[found.label] < losses["mix"]
     assert found.size_bytes <= 13.0 * count(folder) / 8
+
+
+def test_containers_named_together_share_a_plan(monkeypatch):
+    """GGUF and compressed-tensors: the same grid wherever both can hold one, unless a uniform scheme wins."""
+    monkeypatch.setattr(Space, "uniform", lambda self: iter(()))
+    folder = tiny.make("llama")[1]
+    whole = recipe(folder, to=("safetensors", "gguf"), target_bpw=11.0)
+    plans = {found.container: found for found in plan(whole, loaders.load(folder), Report())}
+    shared = set(plans["gguf"].losses) & set(plans["safetensors"].losses)
+    assert len(shared) >= 14
+    for name in shared:
+        assert plans["gguf"].assignments[name].grid == plans["safetensors"].assignments[name].grid, name
+    limit = 11.0 * count(folder) / 8
+    assert all(found.size_bytes <= limit for found in plans.values())
+
+
+def test_what_vllm_fuses_shares_a_grid_in_safetensors():
+    found = planned(tiny.make("llama")[1], to=("safetensors",), target_bpw=10.5)
+    grids = {name: here.grid.name for name, here in found.assignments.items()}
+    assert len({grids[name] for name in found.losses}) > 1
+    for layer in range(2):
+        attention = {grids[f"model.layers.{layer}.self_attn.{part}_proj.weight"] for part in "qkv"}
+        gated = {grids[f"model.layers.{layer}.mlp.{part}_proj.weight"] for part in ("gate", "up")}
+        assert len(attention) == len(gated) == 1
 
 
 def test_keep_is_kept():

@@ -140,11 +140,13 @@ def test_nan_is_refused_and_named(llama, tmp_path):
 def test_unknown_architecture_goes_to_safetensors_and_gguf_says_what_to_add(llama, tmp_path):
     strange = tmp_path / "strange"
     strange.mkdir()
-    tensors = {"a.fc.weight": np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)}
+    values = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    tensors = {"a.fc.weight": values, "a.table": values}  # the latter no module's weight: it stays float
     save_file(tensors, strange / "model.safetensors", {"format": "pt"})
     (strange / "config.json").write_text('{"model_type": "strange"}')
     run("quantize", strange, "--bits", 4, "-o", tmp_path / "out", check=0)
-    assert (tmp_path / "out" / "safetensors" / "model.safetensors").exists()
+    written = load_file(tmp_path / "out" / "safetensors" / "model.safetensors")
+    assert "a.fc.weight_packed" in written and written["a.table"].shape == (64, 64)
     said = one_sentence(run("quantize", strange, "--to", "gguf", "-o", tmp_path / "o2", check=1).stderr)
     assert "archs/" in said
 

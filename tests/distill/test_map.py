@@ -318,3 +318,40 @@ def test_maps_are_not_overwritten(tmp_path):
         "distill", "map", "--tier", "nano", "-o", tmp_path / "m.toml", code=None
     )
     assert "give the student's shape" in run("distill", "map", "-o", tmp_path / "n.toml", code=None)
+
+
+@pytest.mark.parametrize("variant", ["bert", "bert-mlm"])
+def test_a_bert_becomes_a_distilbert_that_answers_alike(variant, tmp_path):
+    """All layers, other names, no token types: the same hidden states in transformers, for one segment."""
+    import torch
+    import transformers
+
+    model, folder = tiny.make(variant)
+    wide = {"dim": 48, "hidden_dim": 80, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 128}
+    config = transformers.DistilBertConfig(vocab_size=model.config.vocab_size, **wide)
+    head = ["DistilBertForMaskedLM" if variant == "bert-mlm" else "DistilBertModel"]
+    (tmp_path / "c.json").write_text(json.dumps({**config.to_dict(), "architectures": head}))
+    run("distill", "map", "--teacher", folder, "--student", tmp_path / "c.json", "-o", tmp_path / "m.toml")
+    assert "token_type_embeddings.weight[0]" in (tmp_path / "m.toml").read_text()
+    run("distill", "init", "--map", tmp_path / "m.toml", "-o", tmp_path / "student")
+    small = getattr(transformers, head[0]).from_pretrained(
+        tmp_path / "student/safetensors", attn_implementation="eager"
+    )
+    ids = torch.arange(5, 45)[None]
+    assert torch.allclose(small(ids)[0], model(ids)[0], atol=1e-4)
+    run("inspect", tmp_path / "student/safetensors")
+    assert "GGUF has no architecture for a distilbert" in run(
+        "convert", tmp_path / "student/safetensors", "--to", "gguf", "-o", tmp_path / "g", code=None
+    )
+
+
+def test_half_of_a_gpt2_is_a_distilgpt2(tmp_path):
+    """Every second layer, as DistilGPT2 began; the same names."""
+    _, folder = tiny.make("gpt2", n_layer=4)
+    path = config_file(folder, tmp_path / "c.json", n_layer=2)
+    teacher, plan = proposed(folder, tmp_path, student=path)
+    made, old = student(teacher, plan).tensors, teacher.tensors
+    for layer, source in ((0, 0), (1, 3)):
+        for part in ("attn.c_attn.weight", "attn.c_attn.bias", "mlp.c_proj.weight", "ln_1.weight"):
+            name = "transformer.h.{}." + part
+            assert np.array_equal(values(made[name.format(layer)]), values(old[name.format(source)]))

@@ -22,7 +22,7 @@ pytest.importorskip("llama_cpp")
 torch = pytest.importorskip("torch")
 
 CASES = [
-    *((variant, {}) for variant in tiny.VARIANTS),
+    *((variant, {}) for variant in tiny.GGUF),
     ("gpt54", {"feed_forward_proj": "relu"}),
     ("gpt54-tied", {"feed_forward_proj": "relu"}),
     ("gpt54", {"d_kv": 80, "num_heads": 2, "num_layers": 4, "num_decoder_layers": 1}),

@@ -16,7 +16,7 @@ from gpt54_convert.core.report import Report
 from gpt54_convert.errors import MeasureError
 from gpt54_convert.forward.documents import cut
 from gpt54_convert.prune.layers import Distances, angular, even, influence, last
-from gpt54_convert.prune.observe import distances_between_layers, flows
+from gpt54_convert.prune.observe import distances, flows
 from gpt54_convert.prune.options import Calibration
 from gpt54_convert.prune.step import Prune
 
@@ -62,12 +62,12 @@ def test_influence_is_that_of_each_layers_own_input_and_output(kind, tmp_path):
         found.setdefault(name, []).append(torch.cosine_similarity(entering[0], leaving[0], dim=-1))
 
     run_directly(folder, model, LAYER_MODULE, hook)
-    measured = distances_between_layers(loaders.load(folder), context(tmp_path), FEW)
+    measured = distances(loaders.load(folder), context(tmp_path), FEW)
     for name, cosines in found.items():
         stack = "encoder_layers" if kind == "gpt54" and "encoder" in name else "layers"
         layer = int(name.rsplit(".", 1)[1])
         wanted = 1 - torch.cat(cosines).mean().item()
-        assert measured[stack].cosine[layer, layer + 1] == pytest.approx(wanted, abs=2e-5)
+        assert measured[f"{stack}/cosine"][layer, layer + 1] == pytest.approx(wanted, abs=2e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,7 +80,7 @@ def test_flows_are_the_sums_of_squares_of_inputs(kind, tmp_path):
         found[name] = found.get(name, 0) + squares
 
     run_directly(folder, model, OUT.split(r"\.(weight")[0] + "$", hook)
-    inputs, _ = flows(loaders.load(folder), context(tmp_path), FEW)
+    inputs = flows(loaders.load(folder), context(tmp_path), FEW)
     assert found
     for name, wanted in found.items():
         (own,) = [value for key, value in inputs.items() if key.endswith(f"{name}.weight")]
@@ -127,10 +127,24 @@ def test_activations_find_heads_and_channels_that_are_zero(kind, tmp_path):
 def test_measuring_is_the_same_for_any_batching(tmp_path, monkeypatch):
     _, folder = tiny.make("gpt54")
     checkpoint = loaders.load(folder)
-    together = distances_between_layers(checkpoint, context(tmp_path), FEW)
+    together = distances(checkpoint, context(tmp_path), FEW)
     monkeypatch.setattr("gpt54_convert.prune.observe.LOGITS_BYTES", 1)
-    apart = distances_between_layers(checkpoint, context(tmp_path), FEW)
-    assert np.allclose(together["layers"].cosine, apart["layers"].cosine, atol=1e-5)
+    apart = distances(checkpoint, context(tmp_path), FEW)
+    assert np.allclose(together["layers/cosine"], apart["layers/cosine"], atol=1e-5)
+
+
+def test_what_was_measured_is_kept_for_another_try(tmp_path, monkeypatch):
+    _, folder = tiny.make("llama")
+    step = Prune(layers=1, ffn=64, tokens=700, context=64)
+    first = step.apply(loaders.load(folder), context(tmp_path))
+    monkeypatch.setitem(sys.modules, "gpt54_convert.prune.observe", None)  # nothing can be measured any more
+    second = step.apply(loaders.load(folder), context(tmp_path))
+    for name, tensor in first.tensors.items():
+        assert np.array_equal(
+            tensor.rows(0, tensor.row_count), second.tensors[name].rows(0, tensor.row_count)
+        )
+    with pytest.raises(MeasureError):
+        step.apply(loaders.load(folder), context(tmp_path / "other"))
 
 
 def test_ways_to_choose_layers():
@@ -140,9 +154,9 @@ def test_ways_to_choose_layers():
     for first in range(5):
         for behind in range(first + 1, 6):
             angle[first, behind] = step[first:behind].sum()
-    distances = Distances(cosine, angle)
-    assert influence.choose(5, 3, distances)[0] == [0, 2, 4]
-    assert angular.choose(5, 3, distances)[0] == [0, 1, 4]
+    found = Distances(cosine, angle)
+    assert influence.choose(5, 3, found)[0] == [0, 2, 4]
+    assert angular.choose(5, 3, found)[0] == [0, 1, 4]
     assert last.choose(5, 3, None)[0] == [0, 1, 2]
     assert even.choose(5, 3, None)[0] == [0, 2, 4]
     assert even.choose(7, 1, None)[0] == [0]

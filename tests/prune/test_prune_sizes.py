@@ -1,6 +1,7 @@
 """Which sizes options lead to, and what is refused before any work."""
 
 import json
+import sys
 from fractions import Fraction
 
 import pytest
@@ -151,3 +152,45 @@ def test_a_dry_run_plans_without_measuring(tmp_path):
         "encoder_layers": "0",
         "layers": "0",
     }
+
+
+def test_what_the_export_refuses_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    """Qwen 2 in GGUF wants heads × head size = width; a name is taken; a container is unknown."""
+    from gpt54_convert import pipeline
+    from gpt54_convert.core.report import Report
+    from gpt54_convert.errors import ConvertError
+    from gpt54_convert.recipe import Convert, Export, Recipe
+
+    monkeypatch.setitem(sys.modules, "gpt54_convert.prune.observe", None)
+    _, folder = tiny.make("qwen2")
+    (tmp_path / "taken" / "safetensors").mkdir(parents=True)
+    for output, container, says in (
+        ("new", "gguf", "heads × head_dim = hidden_size"),
+        ("new", "zip", "unknown container 'zip'"),
+        ("taken", "safetensors", "exists"),
+    ):
+        export = Export(output=tmp_path / output, to=(container,))
+        with pytest.raises(ConvertError, match=says):
+            pipeline.run(Recipe(folder, Convert(), export, (Prune(width=48, layers=1),)), Report())
+    assert not (tmp_path / "new").exists()
+
+
+def test_every_pass_can_be_outlined():
+    """`--dry-run` and early refusal need the shapes and types that each pass will give."""
+    from gpt54_convert.recipe_file import PASSES, pass_class
+
+    assert all(callable(getattr(pass_class(name), "outline", None)) for name in PASSES)
+
+
+def test_an_outline_declares_what_comes_out(tmp_path):
+    from gpt54_convert.core.passes import Context
+    from gpt54_convert.core.report import Report
+    from gpt54_convert.transforms.smooth import Smooth
+
+    _, folder = tiny.make("llama", dtype="bfloat16")
+    checkpoint = loaders.load(folder)
+    for step in (Prune(layers=1, ffn=64, width=48, importance="weights", layer_choice="even"), Smooth()):
+        made, planned = step.apply(checkpoint, Context(Report(), tmp_path, 1)), step.outline(checkpoint)
+        assert {n: (t.shape, t.dtype) for n, t in made.tensors.items()} == {
+            n: (t.shape, t.dtype) for n, t in planned.tensors.items()
+        }

@@ -8,7 +8,7 @@ from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import UsageError
 from gpt54_convert.quantize.assign import assign, parse_keep, place
 from gpt54_convert.quantize.grids import GRIDS, grid
-from gpt54_convert.quantize.schemes import BITS, SCHEMES, SUPER_FALLBACK, Place, scheme
+from gpt54_convert.quantize.schemes import BITS, FINE_FALLBACK, SCHEMES, SUPER_FALLBACK, Place, scheme
 
 
 def model(tmp_path, layers=2, width=256, ffn=512, head=True, dtype="bfloat16", kv_heads=2):
@@ -119,7 +119,17 @@ def test_every_scheme_speaks_of_grids_that_exist(name):
 
 def test_every_bits_value_has_a_scheme_and_fallbacks_need_no_superblocks():
     assert {name for names in BITS.values() for name in names} <= set(SCHEMES)
-    assert all(GRIDS[name].block == 32 for name in SUPER_FALLBACK.values())
+    for fallback in (SUPER_FALLBACK, FINE_FALLBACK):
+        assert all(GRIDS[name].block == 32 for name in fallback.values())
+
+
+def test_mix4_spends_its_bits_where_keys_are_shared():
+    chosen = scheme("mix4")
+    shared, own = (Place("attn.v", 3, 8, ratio) for ratio in (3, 1))
+    assert (chosen.grid_for(shared), chosen.grid_for(own)) == ("q8_0", "q5_k")
+    assert chosen.grid_for(Place("attn.k", 3, 8, 3)) == "q5_k"
+    assert chosen.grid_for(Place("attn.k", 3, 8, 1)) == chosen.grid_for(Place("ffn.up", 3, 8)) == "q4_k"
+    assert chosen.fallback["q6_k"] == "q5_1"
 
 
 def test_an_undescribed_architecture_goes_by_names(tmp_path):

@@ -17,6 +17,7 @@ from gpt54_convert.errors import InputError, InternalError
 from gpt54_convert.quantize.encode import SOLVERS, solver
 from gpt54_convert.quantize.grids import FLOAT, GRIDS, grid
 from gpt54_convert.quantize.kernels import flat, superblock
+from gpt54_convert.quantize.statistics import Statistics
 
 NAMES = ("rtn", "search")
 TARGETS = ("q4_0", "q5_1", "q8_0", "iq4_nl", "mxfp4", "int4-channel", "int8-g32-asym", "q4_k", "q6_k")
@@ -40,7 +41,7 @@ def test_every_grid_has_its_kernels(name, target):
     weight, importance = weights(), np.linspace(0, 3, 512, dtype=np.float32)
     kernels = superblock if target.endswith("_k") else flat
     expected = getattr(kernels, name)(weight, grid(target), importance)
-    found = solver(name)(weight, grid(target), importance)
+    found = solver(name)(weight, grid(target), Statistics(importance, 1))
     np.testing.assert_array_equal(found.codes, expected.codes)
     np.testing.assert_array_equal(found.scale, expected.scale)
 
@@ -84,15 +85,15 @@ def test_importances_are_checked():
     importance = np.ones(512, np.float32)
     importance[5] = -1
     for target in ("q4_0", "q4_1", "q4_k"):
-        with pytest.raises(InputError, match="importance"):
-            solver("search")(weights(), grid(target), importance)
+        with pytest.raises(InputError, match="mean square"):
+            solver("search")(weights(), grid(target), Statistics(importance, 1))
 
 
 def digest() -> str:
     found = hashlib.sha256()
     importance = np.exp(np.random.default_rng(1).normal(0, 1, 512)).astype(np.float32)
     for name, target in (("rtn", "q4_0"), ("search", "q4_0"), ("search", "int8-channel"), ("search", "q5_1")):
-        q = solver(name)(weights(8), grid(target), importance)
+        q = solver(name)(weights(8), grid(target), Statistics(importance, 1))
         found.update(q.codes.tobytes() + np.ascontiguousarray(q.scale).tobytes())
     return found.hexdigest()
 

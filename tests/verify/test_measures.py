@@ -164,3 +164,12 @@ def test_gates_that_cannot_be_judged_are_usage_errors():
 def test_nothing_that_failed_exits_0(outcomes, code):
     checks = [Check("outputs", str(at), outcome, "") for at, outcome in enumerate(outcomes)]
     assert Verdict({}, checks).exit_code == code
+
+
+def test_a_tenth_of_little_is_no_reason_to_fail():
+    """Of a model that agrees with itself by chance alone, a point more or less says nothing."""
+    found, rtn = measured("top1_agreement", 0.05, 0.07), measured("top1_agreement", 0.06, 0.09)
+    relative = Gate("top1_agreement", ">=", 0.88).relative()
+    assert gates.judge(relative, found, {"rtn": rtn}).outcome == PASS
+    found, rtn = measured("top1_agreement", 0.70, 0.72), measured("top1_agreement", 0.90, 0.91)
+    assert gates.judge(relative, found, {"rtn": rtn}).outcome == FAIL

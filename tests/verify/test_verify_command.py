@@ -122,6 +122,22 @@ def test_a_changed_file_exits_3(artifact, tmp_path):
     assert "config.json has " in json.loads(result.stdout)["checks"][0]["detail"]
 
 
+@pytest.mark.llama_cpp
+def test_a_runtime_that_crashes_gets_a_sentence(tmp_path, monkeypatch):
+    module = runners.load("llama_cpp")
+    module._probe.cache_clear()
+    monkeypatch.setattr(module, "_PROBE", "import os; os.abort()")
+    _, folder = tiny.make("llama")
+    export = Export(output=tmp_path, to=("gguf",))
+    (made,) = run(Recipe(folder, Convert(), export), Report())
+    assert made.verdict.outcome == "fail"
+    assert "llama.cpp crashes on it (SIGABRT" in made.verdict.failures[0].detail
+    code, result = call("verify", made.folder, *FEW)
+    assert code == 1
+    assert "SIGABRT" in str(result.exception)
+    module._probe.cache_clear()
+
+
 def test_every_container_has_one_runner():
     found = [c for name in runners.discover.names(runners.__name__) for c in runners.containers(name)]
     assert len(found) == len(set(found))
@@ -175,3 +191,39 @@ def test_a_student_is_judged_by_how_it_predicts(tmp_path):
     assert code == {"pass": 0, "fail": 3, "could-not-measure": 4}[found["checks"][-1]["outcome"]]
     gate = ["--gate", "perplexity_ratio<=1.0001", "--gate", "kl_mean<=1e-9"]
     assert call("verify", tmp_path / "safetensors", *FEW, *gate, "-q")[0] == 3
+
+
+def test_another_kind_of_model_is_no_source(artifact):
+    code, result = call("verify", artifact, "--against", data.model_path(), "--json")
+    assert code == 3
+    last = json.loads(result.stdout)["checks"][-1]
+    assert (last["kind"], last["name"]) == ("config", "architecture")
+    assert "gpt54" in last["detail"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("--gate", "kl_men<=1"), 2, "did you mean kl_mean_nats?"),
+        (("--gate", "nonsense"), 2, "is no gate"),
+        (("--gate", "kl_mean<=1.1*baseline"), 2, "--baseline"),
+        (("--gate", "kl_mean<=1", "--level", "tensors"), 2, "--level tensors"),
+        (("--tokens", "0"), 2, "--tokens"),
+        (("--context", "3"), 2, "--context 3"),
+        (("--text", "missing.txt"), 1, "missing.txt"),
+        (("--text", "empty.txt"), 1, "holds no text"),
+        (("--text", "bytes.txt"), 1, "not UTF-8"),
+        (("--baseline", "missing.json"), 1, "missing.json"),
+        (("--baseline", "empty.txt"), 1, "not JSON"),
+        (("--against", "nowhere"), 1, "does not exist"),
+    ],
+)
+def test_mistakes_get_one_sentence_before_any_work(artifact, words, code, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gpt54_convert.verify.outputs.measure", None)
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
+    found, result = call("verify", artifact, *words)
+    assert found == code
+    assert says in str(result.exception)
+    assert "\n" not in str(result.exception)

@@ -13,9 +13,9 @@ from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.passes import Context
 from gpt54_convert.prune.energies import profiles
 from gpt54_convert.prune.evidence import Evidence, described, needed
-from gpt54_convert.prune.needs import measuring
+from gpt54_convert.prune.needs import measured
 from gpt54_convert.prune.options import Calibration
-from gpt54_convert.prune.spaces import Space
+from gpt54_convert.prune.spaces import WIDTH, Space
 
 DESCRIPTION = "activations on text, times the weights that read them (runs the model in torch)"
 
@@ -25,7 +25,10 @@ def evidence(
 ) -> Evidence:
     """Energies measured on text.  Raises MeasureError where there is no tokenizer, torch or enough text."""
     assert checkpoint.architecture is not None
-    inputs, residual = measuring("observe").flows(checkpoint, context, calibration)
-    names = needed(archs.by_name(checkpoint.architecture), described(checkpoint), spaces)
+    sums, matches = measured("flows", checkpoint, context, calibration), described(checkpoint)
+    norms = {name for name, match in matches.items() if match.weight.shape == (WIDTH,)}
+    inputs = {name: energy for name, energy in sums.items() if name not in norms}
+    residual = {name: energy for name, energy in sums.items() if name in norms}
+    names = needed(archs.by_name(checkpoint.architecture), matches, spaces)
     found = profiles(checkpoint.tensors, [name for name in names if name in inputs], context.report)
     return Evidence(inputs, residual, {name: each.sums[1] for name, each in found.items()})

@@ -4,8 +4,8 @@ What flows through a head is estimated by its value rows, through an ffn channel
 through a channel of the width by what writes to it and by the gain of the norm that hands it on.
 
 Ffn channels are judged by their largest entries rather than by norms: in trained language models a few of
-them carry almost everything, and they show in single large weights (Yu et al. 2024, "The Super Weight in Large
-Language Models", arXiv:2411.07191).  docs/pruning.md has figures.
+them carry almost everything, and they show in single large weights (Yu et al. 2024, "The Super Weight in
+Large Language Models", arXiv:2411.07191).  docs/pruning.md has figures.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ scaling (QTensor.levels), or empty where a value is code · scale + offset.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,12 @@ class Scaled(NamedTuple):
 
     scale: Floats
     offset: Floats
-    top: float
+    top: Any
     levels: Floats
 
 
 @inlined
-def _code(value: float, scale: float, offset: float, top: float, levels: Floats) -> int:
+def _code(value: Any, scale: Any, offset: Any, top: Any, levels: Floats) -> int:
     """The code whose value is nearest."""
     if scale == 0:
         return 0 if levels.size == 0 or offset != 0 else _nearest(np.float32(0), levels)
@@ -39,7 +39,7 @@ def _code(value: float, scale: float, offset: float, top: float, levels: Floats)
 
 
 @inlined
-def _nearest(value: float, levels: Floats) -> int:
+def _nearest(value: Any, levels: Floats) -> int:
     best, found = np.float32(np.inf), 0
     for i in range(levels.size):
         distance = abs(levels[i] - value)
@@ -49,7 +49,7 @@ def _nearest(value: float, levels: Floats) -> int:
 
 
 @inlined
-def _value(code: int, scale: float, offset: float, levels: Floats) -> float:
+def _value(code: int, scale: Any, offset: Any, levels: Floats) -> Any:
     if levels.size:
         return np.float32(levels[code] * scale)
     return np.float32(np.float32(code) * scale + offset)
@@ -59,9 +59,9 @@ def _value(code: int, scale: float, offset: float, levels: Floats) -> float:
 def feed(weight: Floats, factor: Floats, group: Index, grid: Scaled, codes: Bytes, errors: Floats) -> None:
     """Round the columns of `weight` from the first to the last, changing those behind.
 
-    weight [rows, n]: in, what is wanted; out, what was rounded.  factor [n, n]: upper triangular, the Cholesky
-    factor of the inverse moment.  group [n]: each column's group in `grid`.  codes, errors [rows, n]: out;
-    an error is (wanted - rounded) / factor[j, j], for the columns that are not among these.
+    weight [rows, n]: in, what is wanted; out, what was rounded.  factor [n, n]: upper triangular, the
+    Cholesky factor of the inverse moment.  group [n]: each column's group in `grid`.  codes, errors
+    [rows, n]: out; an error is (wanted - rounded) / factor[j, j], for the columns that are not among these.
     Frantar et al., GPTQ (arXiv 2210.17323), algorithm 1.
     """
     count = weight.shape[1]

@@ -48,7 +48,7 @@ class _Work:
 
     def __init__(self, q: QTensor, weight: Floats, moment: Floats) -> None:
         self.q, self.moment = q, moment
-        self.slope = (q.dequantize() - weight) @ moment
+        self.slope: Floats = np.asarray((q.dequantize() - weight) @ moment, np.float32)
         columns = weight.shape[1]
         self.group = q.grid.group or columns
 
@@ -61,7 +61,7 @@ class _Work:
         for start in range(0, columns, _STEP):
             here = slice(start, min(start + _STEP, columns))
             some, found = np.ascontiguousarray(self.slope[:, here]), np.ascontiguousarray(codes[:, here])
-            changes = np.empty_like(some)
+            changes = np.empty(some.shape, np.float32)
             square = np.ascontiguousarray(self.moment[here, here])
             descend(some, square, group[here].astype(np.int64), scaled, found, changes)
             codes[:, here] = found

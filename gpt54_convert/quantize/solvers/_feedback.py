@@ -69,8 +69,9 @@ def _unit(left: Floats, start: int, columns: NDArray[np.intp], factor: Floats, g
 
 def searched(weight: Floats, grid: Grid, importance: Floats) -> QTensor:
     """Scales and codes by weighted search; raises InputError for a weight that is not finite."""
-    kernels = superblock if grid.kind == SUPER else flat
-    return kernels.search(weight, grid, importance)
+    if grid.kind == SUPER:
+        return superblock.search(weight, grid, importance)
+    return flat.search(weight, grid, importance)
 
 
 def scaled_of(q: QTensor) -> Scaled:

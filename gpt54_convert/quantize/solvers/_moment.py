@@ -1,6 +1,8 @@
-"""The quadratic objective of second-order solvers: tr(E H Eᵀ), E what rounding changes, H the inputs' moment."""
+"""The objective of second-order solvers: tr(E H Eᵀ), E what rounding changes, H the inputs' moment."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +26,17 @@ def damped(statistics: Statistics, part: float = DAMPING) -> Doubles:
     """
     if statistics.moment is None:
         raise InternalError("a second-order solver needs the inputs' second moments")
+    if "damped" in statistics.kept and part == DAMPING:
+        return cast(Doubles, statistics.kept["damped"])
     moment = statistics.moment.astype(np.float64 if len(statistics.moment) <= _LARGE else np.float32)
     diagonal = np.diagonal(moment)
     mean = float(diagonal.mean())
     if not np.isfinite(mean):
         raise InputError("an activation is not finite, so nothing can be calibrated on it")
     np.fill_diagonal(moment, diagonal + (part * mean if mean > 0 else 1.0))
-    return moment
+    if part == DAMPING:
+        statistics.kept["damped"] = moment
+    return cast(Doubles, moment)
 
 
 def inverse_factor(moment: Doubles, order: Order) -> Floats:
@@ -55,17 +61,23 @@ def inverse_factor(moment: Doubles, order: Order) -> Floats:
     raise InputError("the moments of the activations are no moments; collect the statistics again")
 
 
-def wanted(weight: Floats, statistics: Statistics, moment: Doubles) -> Floats:
+def wanted(weight: Floats, statistics: Statistics) -> Floats:
     """The weights that, fed what the quantized model feeds them, come nearest to the float model's outputs.
 
     The least-squares solution of Σ |W f - W' x|²; as W itself where no drift was collected.
     """
     if statistics.drift is None:
         return weight
-    change = np.linalg.solve(moment, statistics.drift.T.astype(moment.dtype)).T
-    return weight + weight @ change.astype(np.float32)
+    if "change" not in statistics.kept:
+        # Few tokens tell little about what to change in many columns.
+        part = max(DAMPING, weight.shape[1] / max(1, statistics.tokens))
+        damp = damped(statistics, part)
+        change = np.linalg.solve(damp, statistics.drift.T.astype(damp.dtype)).T
+        statistics.kept["change"] = change.astype(np.float32)
+    return cast(Floats, weight + weight @ statistics.kept["change"])
 
 
 def row_errors(error: Floats, moment: NDArray[np.floating]) -> Doubles:
     """e H eᵀ of every row e of `error`, [rows]."""
-    return np.einsum("ij,ij->i", error @ moment.astype(np.float32), error, dtype=np.float64)
+    product = error @ moment.astype(np.float32)
+    return cast(Doubles, np.einsum("ij,ij->i", product, error, dtype=np.float64))

@@ -10,16 +10,22 @@ from gpt54_convert.quantize.finite import refuse
 from gpt54_convert.quantize.grids import SUPER, Grid
 from gpt54_convert.quantize.qtensor import QTensor
 from gpt54_convert.quantize.solvers._check import check
+from gpt54_convert.quantize.statistics import Statistics
 
-DESCRIPTION = "search of the scales for the least squared error, weighted by importance if known"
+DESCRIPTION = "search of the scales for the least squared error; no data needed"
+NEEDS = "nothing"
 
 
-def solve(weight: NDArray[np.float32], grid: Grid, importance: NDArray[np.float32] | None = None) -> QTensor:
-    """`weight` [rows, columns] on `grid`; importance: [columns], mean squares of the inputs, or None.
+def solve(weight: NDArray[np.float32], grid: Grid, statistics: Statistics | None = None) -> QTensor:
+    """`weight` [rows, columns] on `grid`; errors count by their column's mean square, where that is known.
 
-    Raises InputError for an element that is not finite, and for an importance that is negative or not finite.
+    Raises InputError for an element that is not finite, and for statistics that are not finite or negative.
     """
     check(weight, grid)
+    importance = None
+    if statistics is not None:
+        statistics.check(weight.shape[1])
+        importance = statistics.mean_square
     if grid.kind == SUPER:
         from gpt54_convert.quantize.kernels import superblock  # Numba takes half a second to import
 

@@ -109,9 +109,9 @@ def scatter(points: Sequence[Point], steps: Sequence[tuple[float, float]], words
     for at in (2, 4, 8, 16, 32):
         parts.append(_text(scale.x(at), _HEIGHT - _BOTTOM + 16, str(at), "middle"))
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - _BOTTOM + 36, words, "middle"))
-    for index, point in enumerate(points):
+    for index, point in reversed(list(enumerate(points))):  # the first on top
         x, y = scale.x(point.x), scale.y(math.log10(max(point.y, 1e-12)))
-        parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='6' fill='var({point.colour})'/>")
+        parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='5' fill='var({point.colour})'/>")
         parts.append(_legend(Series(point.name, point.colour, ()), index))
     return _svg(parts)
 

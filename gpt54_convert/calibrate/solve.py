@@ -1,0 +1,143 @@
+"""Solve every tensor of a job on a walk through the model, and keep the codes in the workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpt54_convert.calibrate import text as texts
+from gpt54_convert.calibrate.options import Calibration
+from gpt54_convert.calibrate.solution import Solution
+from gpt54_convert.calibrate.store import Store
+from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.core.report import Report
+from gpt54_convert.core.tensor import LazyTensor
+from gpt54_convert.errors import InputError, UnsupportedError
+from gpt54_convert.quantize.encode import needs, solver
+from gpt54_convert.quantize.grids import Grid
+from gpt54_convert.quantize.qtensor import QTensor
+from gpt54_convert.quantize.statistics import Floats, Statistics
+
+if TYPE_CHECKING:  # torch
+    from gpt54_convert.calibrate.walk import Seen
+
+_HEAD_BYTES = 64 << 20  # float32 rows of a head that are solved together
+
+
+def solve(
+    solutions: Iterable[Solution],
+    checkpoint: Checkpoint,
+    method: str,
+    options: Calibration,
+    folder: Path,
+    report: Report,
+    threads: int = 0,
+) -> dict[str, Any]:
+    """Fill the solutions' stores; what a store in `folder` holds already is not solved again.
+
+    Answers what it was calibrated on, for the manifest.
+    Raises UnsupportedError without torch, InputError and MeasureError for text that cannot be used.
+    """
+    try:
+        from gpt54_convert.calibrate.walk import Walk
+    except ImportError as error:
+        raise UnsupportedError(
+            f"--method {method} runs the model on text, and {error.name} is not installed; "
+            "pip install 'gpt54-convert[torch]', or take --method search"
+        ) from error
+    text = texts.read(options)
+    documents = texts.documents(text, checkpoint, options)
+    batches = texts.batches(documents)
+    for solution in solutions:
+        solution.store = Store(folder / f"codes-{solution.key}")
+        visitor = _Solver(solution, solution.store, checkpoint, method, report)
+        Walk(checkpoint, batches, folder / f"walk-{solution.key}", report, threads).run(visitor)
+    return {
+        "text_sha256": texts.digest(text),
+        "documents": sum(len(batch.documents) for batch in batches),
+        "tokens": sum(len(document.tokens) for batch in batches for document in batch.documents),
+    }
+
+
+class _Solver:
+    """Visits layers and puts their matrices on their grids."""
+
+    def __init__(
+        self, solution: Solution, store: Store, checkpoint: Checkpoint, method: str, report: Report
+    ) -> None:
+        self._solution, self._store, self._report = solution, store, report
+        self._checkpoint, self._solve = checkpoint, solver(method)
+        self.moments = True  # those of held-out batches judge what was found, whatever the method
+        self.drift = needs(method) == "moments"
+
+    def known(self, names: Sequence[str]) -> Mapping[str, Floats] | None:
+        """The weights of a layer whose codes are all there."""
+        wanted = [(name, grid) for name in names for grid in self._grids(name)]
+        if not wanted or not all(self._store.has(name, grid) for name, grid in wanted):
+            return None
+        inner = [(name, grid) for name, grid in wanted if name in self._solution.inner]
+        return {name: self._store.load(name, grid).dequantize() for name, grid in inner}
+
+    def solve(self, weights: Mapping[str, Floats], seen: Mapping[str, Seen]) -> Mapping[str, Floats]:
+        """Solve what can be solved; keep it, and answer the new weights of layers."""
+        found = {}
+        for name, met in seen.items():
+            for grid in self._grids(name):
+                parts = [weights[name]] if name in weights else _parts(self._checkpoint.tensors[name])
+                # A head is not to learn to undo what happened before it: that would fit the text.
+                known = met if name in weights else met.without_drift()
+                q = _stacked([self._best(name, part, grid, known) for part in parts])
+                self._store.save(name, q)
+                if name in weights:
+                    found[name] = q.dequantize()
+        return found
+
+    def _grids(self, name: str) -> list[Grid]:
+        if name in self._solution.inner:
+            return [self._solution.inner[name]]
+        return sorted(self._solution.outer.get(name, ()), key=lambda grid: grid.name)
+
+    def _best(self, name: str, weight: Floats, grid: Grid, met: Seen) -> QTensor:
+        """The method's codes, unless plain ways come closer to the outputs on text that it did not see."""
+        try:
+            candidates = [self._solve(weight, grid, met.fit), solver("search")(weight, grid, met.fit)]
+            candidates.append(solver("rtn")(weight, grid, None))
+        except InputError as error:
+            raise InputError(f"tensor {name}: {error}") from None
+        errors = [output_error(each, weight, met.held) for each in candidates]
+        best = int(np.argmin(errors))
+        if best:
+            self._report.detail(f"{name}: {('', 'weighted search', 'rounding')[best]} was better")
+        return candidates[best]
+
+
+def output_error(q: QTensor, weight: Floats, statistics: Statistics) -> float:
+    """The mean squared error of the outputs W' x against W f, less a part that depends on neither."""
+    moment, drift = statistics.moment, statistics.drift
+    if moment is None:
+        raise UnsupportedError("output errors need the second moments of the inputs")
+    error = q.dequantize() - weight
+    pull = error @ moment
+    if drift is not None:
+        pull -= 2 * (weight @ drift)
+    return float(np.einsum("ij,ij->", pull, error, dtype=np.float64))
+
+
+def _parts(tensor: LazyTensor) -> Iterator[Floats]:
+    for start, stop in tensor.chunks(_HEAD_BYTES):
+        yield tensor.float_rows(start, stop)
+
+
+def _stacked(parts: list[QTensor]) -> QTensor:
+    """Rows below each other."""
+    if len(parts) == 1:
+        return parts[0]
+    fields = ("codes", "scale", "offset", "super_scale", "super_offset")
+    joined = (
+        None if getattr(parts[0], name) is None else np.concatenate([getattr(part, name) for part in parts])
+        for name in fields
+    )
+    return QTensor(parts[0].grid, *joined)  # type: ignore[arg-type]

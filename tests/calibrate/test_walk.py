@@ -1,0 +1,198 @@
+"""The layer walk beside transformers: what enters every matrix, with float and with changed weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from gpt54_convert import archs, loaders
+from gpt54_convert.calibrate import text
+from gpt54_convert.calibrate.options import Calibration
+from gpt54_convert.calibrate.walk import Walk
+from gpt54_convert.core.report import Report
+from gpt54_convert.errors import InputError
+from gpt54_convert.forward.torch_model import inputs
+
+CHOICE = Calibration(calibration_samples=6, calibration_length=24)
+
+
+class Visitor:
+    moments, drift = True, True
+
+    def __init__(self, factor: float = 1.0, only_looks: bool = False) -> None:
+        self.factor, self.only_looks = factor, only_looks
+        self.seen, self.order = {}, []
+        if only_looks:
+            self.drift = False
+
+    def known(self, names):
+        return None
+
+    def solve(self, weights, seen):
+        self.seen |= seen
+        self.order += list(seen)
+        if self.only_looks:
+            return {}
+        return {name: weight * np.float32(self.factor) for name, weight in weights.items()}
+
+
+def batches(checkpoint, together: int = 2):
+    documents = text.documents(text.read(CHOICE), checkpoint, CHOICE)
+    return [text.stack(documents[i : i + together], i) for i in range(0, len(documents), together)]
+
+
+def expected(model, checkpoint, some, factor: float):
+    """Input moments of every matrix, by hooks on the plain model, matrices within layers multiplied."""
+    architecture = archs.by_name(checkpoint.architecture)
+    sums, hooks, kept = {}, [], {}
+    names = {name.removesuffix(".weight"): name for name in checkpoint.tensors}
+    tied = next((stem for stem in ("model.embed_tokens", "transformer.wte", "shared") if stem in names), "")
+    for path, module in model.named_modules():
+        path = tied if path == "lm_head" and path not in names else path  # noqa: PLW2901
+        spelled = next((p for p in (path, f"bert.{path}", path.removeprefix("bert.")) if p in names), None)
+        if spelled is None or isinstance(module, torch.nn.Embedding) or module.weight.dim() != 2:
+            continue
+        name = names[spelled]
+        match = architecture.match(name)
+        if match is not None and match.layer is not None:
+            kept[module] = module.weight.data.clone()
+            module.weight.data *= factor
+
+        def hook(module, args, name=name):
+            x = args[0].detach().reshape(-1, args[0].shape[-1]).double()
+            sums[name] = sums.get(name, 0) + x.T @ x
+
+        hooks.append(module.register_forward_pre_hook(hook))
+    with torch.no_grad():
+        for batch in some:
+            model(**inputs(batch))
+    for each in hooks:
+        each.remove()
+    for module, weight in kept.items():
+        module.weight.data = weight
+    return {name: value.numpy() for name, value in sums.items()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["llama-bias", "llama-tied", "qwen2", "qwen3", "gemma3", "gpt2", "bert", "gpt54", "gpt54-tied"],
+)
+def test_every_matrix_meets_what_it_meets_in_the_model(name, tmp_path):
+    model, folder = tiny.make(name)
+    checkpoint = loaders.load(folder)
+    some = batches(checkpoint)
+    visitor = Visitor(only_looks=True)
+    Walk(checkpoint, some, tmp_path, Report()).run(visitor)
+    _agree(visitor, expected(model, checkpoint, some, 1.0), some)
+    assert not list(tmp_path.iterdir()), "hidden states are left behind"
+
+
+def _agree(visitor, reference, some):
+    tokens = sum(batch.tokens.size for batch in some)
+    for name, met in visitor.seen.items():
+        found = (met.fit.moment * met.fit.tokens + met.held.moment * met.held.tokens).astype(np.float64)
+        scale = np.abs(reference[name]).max()
+        np.testing.assert_allclose(found, reference[name], atol=3e-5 * scale, err_msg=name)
+        diagonal = np.diagonal(met.fit.moment)
+        np.testing.assert_allclose(met.fit.mean_square, diagonal, rtol=1e-4, atol=1e-7)
+        assert met.fit.tokens + met.held.tokens >= tokens
+    left_out = {name for name in reference if name not in visitor.seen}
+    assert all("pooler" in name or "rel" in name for name in left_out), left_out
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "bert", "gpt54"])
+def test_layers_meet_the_states_of_the_layers_changed_before_them(name, tmp_path):
+    """Each matrix sees changed layers before it and its own layer unchanged; the head sees all changed."""
+    model, folder = tiny.make(name)
+    checkpoint = loaders.load(folder)
+    some = batches(checkpoint)
+    visitor = Visitor(0.9)
+    Walk(checkpoint, some, tmp_path, Report()).run(visitor)
+    changed = expected(model, checkpoint, some, 0.9)
+    heads = [n for n in visitor.seen if archs.by_name(checkpoint.architecture).match(n).layer is None]
+    if name != "bert":
+        assert heads
+    for head in heads:
+        met = visitor.seen[head]
+        found = met.fit.moment * met.fit.tokens + met.held.moment * met.held.tokens
+        np.testing.assert_allclose(found, changed[head], atol=1e-4 * np.abs(changed[head]).max())
+        plain = expected(model, checkpoint, some, 1.0)[head]
+        assert np.abs(plain - changed[head]).max() > 1e-3 * np.abs(plain).max()  # the test can fail
+        assert np.abs(met.fit.drift).max() > 0
+    first = visitor.order[0]
+    assert np.abs(visitor.seen[first].fit.drift).max() == 0, "nothing has drifted before the first layer"
+
+
+def test_cross_attention_meets_the_changed_encoder(tmp_path):
+    model, folder = tiny.make("gpt54")
+    checkpoint = loaders.load(folder)
+    some = batches(checkpoint)
+    visitor = Visitor(0.9)
+    Walk(checkpoint, some, tmp_path, Report()).run(visitor)
+    name = "decoder.block.0.layer.1.EncDecAttention.k.weight"
+    assert visitor.order.index(name) > max(
+        i for i, each in enumerate(visitor.order) if each.startswith("encoder.")
+    )
+    reference = expected(model, checkpoint, some, 0.9)[name]
+    met = visitor.seen[name]
+    found = met.fit.moment * met.fit.tokens + met.held.moment * met.held.tokens
+    np.testing.assert_allclose(found, reference, atol=1e-4 * np.abs(reference).max())
+
+
+def test_an_activation_that_is_not_finite_is_named(tmp_path):
+    _, folder = tiny.make("llama")
+    checkpoint = loaders.load(folder)
+    tensors = dict(checkpoint.tensors)
+    name = "model.layers.0.mlp.up_proj.weight"
+    broken = np.full(tensors[name].shape, np.inf, np.float32)
+    from gpt54_convert.core import views
+
+    tensors[name] = views.from_array(name, broken)
+    with pytest.raises(InputError, match=r"enters model\.layers\.0\.mlp\.down_proj.*not finite"):
+        Walk(checkpoint.with_tensors(tensors), batches(checkpoint), tmp_path, Report()).run(Visitor())
+
+
+def read(path: Path, **changes):
+    return text.read(Calibration(calibration=path, **changes))
+
+
+def test_text_files(tmp_path):
+    lines = tmp_path / "some.jsonl"
+    lines.write_text('{"text": "one"}\n"two"\n\n{"prompt": "three", "id": 3}\n')
+    assert read(lines) == "one\n\ntwo\n\nthree"
+    lines.write_text('{"text": "one"}\n{"id": 3}\n')
+    with pytest.raises(InputError, match="line 2 is neither"):
+        read(lines)
+    lines.write_text('{"text": "one"}\n{oops\n')
+    with pytest.raises(InputError, match="line 2 is not JSON"):
+        read(lines)
+    plain = tmp_path / "some.txt"
+    with pytest.raises(InputError, match=r"some\.txt: No such file"):
+        read(plain)
+    plain.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read(plain)
+    plain.write_text(" \n\n ")
+    with pytest.raises(InputError, match="holds no text"):
+        read(plain)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "gpt54"])
+def test_documents_are_of_one_length_and_drawn_by_the_seed(name):
+    checkpoint = loaders.load(tiny.make(name)[1])
+    whole = text.read(Calibration())
+    found = text.documents(whole, checkpoint, CHOICE)
+    assert len(found) == 6 and {len(each.tokens) for each in found} == {24}
+    if name == "gpt54":
+        assert {len(each.prefix) for each in found} == {text.PREFIX}
+    again = text.documents(whole, checkpoint, CHOICE)
+    other = text.documents(
+        whole, checkpoint, Calibration(calibration_samples=6, calibration_length=24, calibration_seed=1)
+    )
+    same = [np.array_equal(a.tokens, b.tokens) for a, b in zip(found, again, strict=True)]
+    assert all(same)
+    assert not all(np.array_equal(a.tokens, b.tokens) for a, b in zip(found, other, strict=True))
+    short = text.documents("a", checkpoint, CHOICE)
+    assert len(short) == 1 and len(short[0].tokens) >= 1

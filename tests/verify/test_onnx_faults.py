@@ -1,0 +1,113 @@
+"""Every fault, put into a good ONNX folder, ends in exit 3; the clean folder in 0."""
+
+import shutil
+
+import faults
+import onnx_faults
+import pytest
+import tiny
+
+from gpt54_convert.core.report import Report
+from gpt54_convert.errors import InputError
+from gpt54_convert.pipeline import run
+from gpt54_convert.recipe import Export, Quantize, Recipe
+from gpt54_convert.verify import verify
+from gpt54_convert.verify.options import VerifyOptions
+
+pytestmark = pytest.mark.slow
+OPTIONS = VerifyOptions(tokens=640, context=64, threads=1)
+# These change the graph, and so need an export of their own.
+IN_THE_GRAPH = {"head tied", "rope base wrong", "norm epsilon wrong", "T5: head tied"}
+
+
+def export(folder, output):
+    where = Export(output=output, to=("onnx",), verify=False)
+    run(Recipe(folder, Quantize(scheme="int4"), where), Report())
+    return output / "onnx"
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """variant -> (model, its clean artifact), exported once."""
+    made = {}
+
+    def get(variant):
+        if variant not in made:
+            model = tiny.make(variant)[1]
+            made[variant] = model, export(model, tmp_path_factory.mktemp("onnx"))
+        return made[variant]
+
+    return get
+
+
+def named_first(verdict):
+    return next(
+        check.detail for check in verdict.failures if (check.kind, check.name) == ("tensors", "first")
+    )
+
+
+@pytest.mark.parametrize("variant", ["llama", "llama-bias", "gpt54"])
+def test_a_clean_folder_passes(variant, good):
+    model, artifact = good(variant)
+    verdict = verify(artifact, model, OPTIONS)
+    assert verdict.exit_code == 0, verdict.failures
+    assert {check.kind for check in verdict.checks} == {"files", "config", "tokenizer", "tensors", "outputs"}
+    assert set(verdict.split) == {"conversion", "quantization", "runtime", "total"}
+
+
+@pytest.mark.parametrize("name", faults.SOURCE)
+def test_a_fault_of_conversion_fails(name, good, tmp_path):
+    variant, change, first = faults.SOURCE[name]
+    model, clean = good(variant)
+    bad = faults.copy(model, tmp_path / "bad", change)
+    if name in IN_THE_GRAPH:
+        artifact = export(bad, tmp_path / "out")
+    else:
+        artifact = shutil.copytree(clean, tmp_path / "out")
+        onnx_faults.transplant(bad, model, artifact)
+    verdict = verify(artifact, model, OPTIONS)
+    assert verdict.exit_code == 3
+    if first:
+        assert first in named_first(verdict)
+
+
+@pytest.mark.parametrize("name", faults.CODES)
+def test_a_fault_of_packing_fails(name, good, tmp_path):
+    model, clean = good("llama")
+    artifact = shutil.copytree(clean, tmp_path / "out")
+    onnx_faults.change_codes(artifact, faults.DOWN, faults.CODES[name])
+    verdict = verify(artifact, model, OPTIONS)
+    assert verdict.exit_code == 3
+    assert "first ffn.down of layer 1" in named_first(verdict)
+
+
+@pytest.mark.parametrize("name", faults.TOKENIZER)
+def test_a_fault_of_the_tokenizer_fails(name, good, tmp_path):
+    model, clean = good("llama")
+    model, artifact = shutil.copytree(model, tmp_path / "model"), shutil.copytree(clean, tmp_path / "out")
+    (artifact / "manifest.json").unlink()
+    for where, change in zip((model, artifact), faults.TOKENIZER[name], strict=True):
+        faults.change_tokenizer(where, change)
+    verdict = verify(artifact, model, OPTIONS)
+    assert verdict.exit_code == 3
+    assert "tokenizer" in {check.kind for check in verdict.failures}
+
+
+def test_a_truncated_file_is_refused(good, tmp_path):
+    model, clean = good("llama")
+    artifact = shutil.copytree(clean, tmp_path / "out")
+    with open(artifact / "model.onnx_data", "r+b") as file:
+        file.truncate(file.seek(0, 2) - 100)
+    assert verify(artifact, model, OPTIONS).exit_code == 3  # the manifest knows its size
+    (artifact / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"onnx_data"):
+        verify(artifact, model, OPTIONS)
+
+
+def test_a_graph_that_is_none_is_refused(good, tmp_path):
+    model, clean = good("llama")
+    artifact = shutil.copytree(clean, tmp_path / "out")
+    (artifact / "manifest.json").unlink()
+    (artifact / "model.onnx").write_bytes(b"\x00" * 500)
+    with pytest.raises(InputError):
+        verify(artifact, model, OPTIONS)
