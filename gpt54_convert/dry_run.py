@@ -13,6 +13,7 @@ from gpt54_convert.plan import ContainerPlan, plan
 from gpt54_convert.recipe import Recipe
 
 _BASE_BYTES = 150_000_000  # interpreter, NumPy and compiled kernels, measured
+_TRACING_BYTES = 550_000_000  # torch and transformers imported, a graph of 22 layers traced, measured
 # Float32 chunk, the bytes it came from, codes and packed rows, and what search keeps beside them.
 _COPIES = 6
 
@@ -61,4 +62,5 @@ def _peak(plans: list[ContainerPlan], threads: int) -> int:
         for tensor in planned.checkpoint.tensors.values()
         for start, stop in list(tensor.chunks())[:1]
     )
-    return _BASE_BYTES + workers * _COPIES * largest
+    tracing = _TRACING_BYTES if any(planned.container == "onnx" for planned in plans) else 0
+    return _BASE_BYTES + tracing + workers * _COPIES * largest

@@ -77,8 +77,9 @@ def _refuse_early(recipe: Recipe, checkpoint: Checkpoint) -> None:
 def fingerprint(recipe: Recipe, checkpoint: Checkpoint) -> str:
     """Names the work of a recipe on a source as it lies there now; a changed file is other work."""
     files = [_stat(path) for path in checkpoint.source.files]
-    if isinstance(recipe.step, Quantize) and recipe.step.calibration is not None:
-        files += [_stat(path) for path in (recipe.step.calibration,) if path.is_file()]
+    if isinstance(recipe.step, Quantize):
+        used = (recipe.step.calibration, recipe.step.stats)
+        files += [_stat(path) for path in used if path is not None and path.is_file()]
     text = json.dumps([__version__, recipe.to_dict(), files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -117,7 +118,11 @@ def _calibrate(
 ) -> dict[str, Any]:
     """Make the walks that the plans need; what was calibrated on, for the manifest."""
     solutions = {id(solution): solution for planned in plans for solution in planned.solutions}
-    if not solutions or not isinstance(recipe.step, Quantize):
+    if not isinstance(recipe.step, Quantize):
+        return {}
+    if recipe.step.stats is not None:
+        return {"calibration": {"stats_sha256": manifest.sha256(recipe.step.stats)}}
+    if not solutions:
         return {}
     from gpt54_convert.calibrate.solve import solve
 

@@ -21,10 +21,11 @@ from gpt54_convert.core.workspace import MANIFEST
 from gpt54_convert.errors import ConvertError, UnsupportedError, UsageError
 from gpt54_convert.exporters._sink import Exporter, Sink, SinkOptions
 from gpt54_convert.quantize.assign import Assignment, assign, parse_keep, place
-from gpt54_convert.quantize.encode import needs, on_grid, same_grid, solver
+from gpt54_convert.quantize.encode import Solve, needs, on_grid, same_grid, solver
 from gpt54_convert.quantize.error import ErrorTally
 from gpt54_convert.quantize.grids import FLOAT, Grid, grid
 from gpt54_convert.quantize.schemes import SCHEMES, Scheme, scheme
+from gpt54_convert.quantize.statistics import Statistics
 from gpt54_convert.recipe import Quantize, Recipe, parse_size
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class _Views:
     """
 
     method: str
+    statistics: Mapping[str, Statistics] | None = None
     solutions: Solutions = field(default_factory=Solutions)
     made: dict[tuple[str, str, str], tuple[LazyTensor, ErrorTally]] = field(default_factory=dict)
 
@@ -71,7 +73,7 @@ class _Views:
     ) -> dict[str, tuple[LazyTensor, ErrorTally]]:
         """Every tensor of one container on its grid."""
         solution = None
-        if needs(self.method) != "nothing":
+        if needs(self.method) != "nothing" and self.statistics is None:
             grids = {name: found.grid for name, found in assignments.items() if not _has(checkpoint, found)}
             solution = self.solutions.get(grids, {name: found.role for name, found in assignments.items()})
         return {
@@ -85,11 +87,19 @@ class _Views:
         key = (tensor.name, target.name, solution.key if solution else "")
         if key not in self.made:
             tally = ErrorTally()
-            # What no walk meets (an embedding that is no head) is searched without data.
-            solve = solver("search" if solution else self.method)
             codes = solution.codes(tensor.name, target) if solution else None
-            self.made[key] = (on_grid(tensor, target, solve, tally, codes), tally)
+            self.made[key] = (on_grid(tensor, target, self._solve(tensor.name), tally, codes), tally)
         return self.made[key]
+
+    def _solve(self, name: str) -> Solve:
+        """The solver of what no walk finds: by the file of statistics, or without data."""
+        if needs(self.method) == "nothing":
+            return solver(self.method)
+        known = (self.statistics or {}).get(name)
+        if known is None:
+            return solver("search")
+        solve = solver(self.method)
+        return lambda weight, grid, _=None: solve(weight, grid, known)
 
 
 def _has(checkpoint: Checkpoint, wanted: Assignment) -> bool:
@@ -118,7 +128,7 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> list[Contain
     for note in checkpoint.notes:
         report.note(note)
     asked = tuple(dict.fromkeys(recipe.export.to))
-    views = _Views(recipe.step.method if isinstance(recipe.step, Quantize) else "rtn")
+    views = _views(recipe, checkpoint)
     plans: list[ContainerPlan] = []
     problems: list[tuple[str, ConvertError]] = []
     with ExitStack() as stack:
@@ -138,6 +148,16 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> list[Contain
     for name, problem in problems:
         report.note(f"no {name} written: {problem}")
     return plans
+
+
+def _views(recipe: Recipe, checkpoint: Checkpoint) -> _Views:
+    if not isinstance(recipe.step, Quantize):
+        return _Views("rtn")
+    if recipe.step.stats is None:
+        return _Views(recipe.step.method)
+    from gpt54_convert.calibrate import imatrix_file
+
+    return _Views(recipe.step.method, imatrix_file.read(recipe.step.stats, checkpoint))
 
 
 def _join(problems: list[tuple[str, ConvertError]]) -> str:

@@ -36,6 +36,12 @@ class Quantize(Calibration):
         metavar="NAME",
         listed="methods",
     )
+    stats: Path | None = option(  # noqa: RUF009 - a frozen field's description
+        None,
+        "An imatrix for --method imatrix (llama.cpp's GGUF kind, or made by `calibrate`): no model is run.",
+        metavar="FILE",
+        is_path=True,
+    )
     target_bpw: float | None = option(
         None,
         "Mix grids for the least loss at so many bits per weight of the files (4.25); measured, needs torch.",
@@ -65,6 +71,10 @@ class Quantize(Calibration):
                 raise UsageError(f"{flag} {value} is not a positive number")
         if self.target_size is not None:
             parse_size(self.target_size)
+        if self.stats is not None and self.method != "imatrix":
+            raise UsageError(
+                f"--stats holds mean squares, which is what --method imatrix uses; {self.method} does not"
+            )
         if self.bits is not None and self.bits not in BITS:
             raise UsageError(f"--bits {self.bits} is not one of {', '.join(map(str, BITS))}")
 

@@ -49,6 +49,7 @@ RUNTIMES = {
     "exporters._onnx_fuse": {"onnx_ir", "onnxscript"},
     "exporters._onnx_check": {"onnx"},
     "exporters._onnx_graph": {"onnx_ir"},
+    "exporters._onnx_int8": {"onnx", "onnx_ir"},
     "exporters._onnx_merge": {"onnx_ir"},
     "exporters._onnx_trace": {"torch", "onnx_ir", "onnxscript"},
     "forward.onnx_model": {"onnxruntime"},

@@ -119,7 +119,7 @@ class Sensitivity:
         if not self.importance or found is None:
             return self.solve
         statistics = Statistics(_floored(found.inputs).astype(np.float32), 0)
-        return lambda weight, grid, _: self.solve(weight, grid, statistics)
+        return lambda weight, grid, _=None: self.solve(weight, grid, statistics)
 
     def _fill(self, name: str, grids: Sequence[Grid]) -> None:
         tensor = self.checkpoint.tensors[name]

@@ -51,16 +51,25 @@ class Visitor(Protocol):
 
 
 class Walk:
-    """One walk of `visitor` through a checkpoint on some batches; `folder` holds the hidden states."""
+    """One walk of `visitor` through a checkpoint on some batches; `folder` holds the hidden states.
+
+    hold: keep some batches for judging (else all are fitted to).
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, batches: Sequence[Batch], folder: Path, report: Report, threads: int = 0
+        self,
+        checkpoint: Checkpoint,
+        batches: Sequence[Batch],
+        folder: Path,
+        report: Report,
+        threads: int = 0,
+        hold: bool = True,
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.model = LayeredModel(checkpoint)
         self._batches, self._folder, self._report = batches, folder, report
-        held = max(1, len(batches) // _HELD_PART) if len(batches) > 1 else 0
+        held = max(1, len(batches) // _HELD_PART) if hold and len(batches) > 1 else 0
         self._held = set(range(len(batches) - 1, -1, -(len(batches) // held))[:held]) if held else set()
 
     def run(self, visitor: Visitor) -> None:

@@ -97,8 +97,9 @@ def init(
     "--student", required=True, type=click.Path(path_type=Path), metavar="MODEL", help="The model to train."
 )
 @options_of(DistillTrain, Convert, Export)
+@click.option("--dry-run", is_flag=True, help="Print the plan, sizes and memory; train and write nothing.")
 @output_options
-def train(student: Path, as_json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
+def train(student: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
     """Train the student beside its teacher (by default the embedded model); writes a safetensors folder.
 
     Interrupted, the same command goes on exactly where it was saved last.  For several processes or
@@ -111,7 +112,7 @@ def train(student: Path, as_json: bool, quiet: bool, verbose: bool, **values: An
     export = build(Export, values)
     export = dataclasses.replace(export, to=export.to or ("safetensors",))
     recipe = Recipe(student, build(Convert, values), export, (step,))
-    do_recipe(recipe, False, as_json, TerminalReport(quiet, verbose))
+    do_recipe(recipe, dry_run, as_json, TerminalReport(quiet, verbose))
 
 
 def _teacher(plan: Map, named: Path | None) -> Checkpoint:

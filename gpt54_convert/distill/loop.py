@@ -57,6 +57,7 @@ class Training:
     report: Report
     progress: Progress = field(default_factory=Progress)
     best: dict[str, torch.Tensor] = field(default_factory=dict)
+    saved_step: int = 0
 
     def run(self) -> dict[str, torch.Tensor]:
         """Train to the end, or on from where it was interrupted; returns the best weights by name."""
@@ -70,14 +71,19 @@ class Training:
         saved, per_step = time.monotonic(), options.batch * options.context
         with self.report.progress("training", options.steps * per_step) as advance:
             advance(self.progress.step * per_step)
-            while not self.progress.ended:
-                share = set_rates(opts, peaks, self.progress.step, options)
-                self._step(wrapped, opts, share)
-                self._look()
-                advance(per_step)
-                if time.monotonic() - saved > options.save_every or self.progress.ended:
-                    self._save(opts)
-                    saved = time.monotonic()
+            try:
+                while not self.progress.ended:
+                    share = set_rates(opts, peaks, self.progress.step, options)
+                    self._step(wrapped, opts, share)
+                    self._look()
+                    advance(per_step)
+                    if time.monotonic() - saved > options.save_every or self.progress.ended:
+                        self._save(opts)
+                        saved = time.monotonic()
+            except KeyboardInterrupt:
+                where = f"behind step {self.saved_step}" if self.saved_step else "at the beginning"
+                self.report.note(f"the training was interrupted; the same command goes on {where}")
+                raise
         return self.best
 
     @property
@@ -163,8 +169,15 @@ class Training:
             "best": self.best,
         }
         temporary = self.folder / f"{STATE}.partial"
-        torch.save(state, temporary)
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch speaks of positions where the disk is full
+                raise error.__context__ from error
+            raise
         os.replace(temporary, self.folder / STATE)
+        self.saved_step = self.progress.step
 
     def _restore(self, opts: list[Any]) -> None:
         path = self.folder / STATE
@@ -183,4 +196,5 @@ class Training:
         for opt, saved in zip(opts, state["optimizers"], strict=True):
             opt.load_state_dict(saved)
         self.progress, self.best = Progress(**state["progress"]), state["best"]
+        self.saved_step = self.progress.step
         self.report.note(f"training goes on behind step {self.progress.step} of {self.options.steps}")

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from gpt54_convert import archs
 from gpt54_convert.core import views
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
+from gpt54_convert.errors import OutputError
 from gpt54_convert.formats import safetensors
 from gpt54_convert.forward.torch_model import Weights, auto_class, build, model_config
 
@@ -67,7 +69,10 @@ def trainable_names(checkpoint: Checkpoint, model: Any) -> Parameters:
 
 def with_weights(checkpoint: Checkpoint, values: dict[str, torch.Tensor], path: Path) -> Checkpoint:
     """The checkpoint with new values (as the model holds them), spilled to `path`, in its own float types."""
-    save_file({name: value.detach().cpu().float().contiguous() for name, value in values.items()}, path)
+    try:
+        save_file({name: value.detach().cpu().float().contiguous() for name, value in values.items()}, path)
+    except SafetensorError as error:
+        raise OutputError(f"{path}: cannot be written ({error}); free some room") from error
     spilled = safetensors.read(path)
     architecture = archs.by_name(checkpoint.architecture) if checkpoint.architecture else None
 

@@ -155,4 +155,9 @@ class DistillTrain:
 
     def outline(self, checkpoint: Checkpoint) -> Checkpoint:
         """The same sizes."""
+        from gpt54_convert import loaders
+        from gpt54_convert.distill.belong import check
+
+        if self.teacher is not None:
+            check(self, loaders.load(self.teacher), checkpoint)
         return checkpoint

@@ -13,22 +13,24 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 
 from gpt54_convert import __version__, archs, loaders
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.options import to_dict
 from gpt54_convert.core.passes import Context
 from gpt54_convert.core.report import Report
+from gpt54_convert.core.workspace import as_output_error
 from gpt54_convert.distill import curve
+from gpt54_convert.distill.belong import check
 from gpt54_convert.distill.cache import TopCache
 from gpt54_convert.distill.loop import Progress, Training
 from gpt54_convert.distill.models import drawn_anew, trainable, with_weights
 from gpt54_convert.distill.options import DistillTrain
 from gpt54_convert.distill.pair import Student, Teacher
 from gpt54_convert.distill.student import NOTES, name_of
-from gpt54_convert.distill.vocabulary import same_tokens, tokens
 from gpt54_convert.distill.windows import Windows, chunks, spill
-from gpt54_convert.errors import UnsupportedError, UsageError
+from gpt54_convert.errors import UsageError
 from gpt54_convert.forward.documents import specials, tokenizer
 
 HELD_OUT_WINDOWS = 32
@@ -40,7 +42,6 @@ def train(options: DistillTrain, checkpoint: Checkpoint, context: Context) -> Ch
     teacher = _teacher(options, context)
     check(options, teacher, checkpoint)
     folder = context.workspace / f"train-{_fingerprint(options, teacher, checkpoint)}"
-    folder.mkdir(parents=True, exist_ok=True)
     if context.threads:
         torch.set_num_threads(context.threads)
     accelerator = _accelerator(options)
@@ -50,9 +51,28 @@ def train(options: DistillTrain, checkpoint: Checkpoint, context: Context) -> Ch
             "multiple"
         )
     report = context.report if accelerator.is_main_process else Report()
-    with _first(accelerator):
-        windows, held_out = _windows(options, teacher, folder)
-    job = _job(options, accelerator, teacher, checkpoint, (windows, held_out), folder, report)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _first(accelerator):
+            windows, held_out = _windows(options, teacher, folder)
+        return _run(options, accelerator, teacher, checkpoint, (windows, held_out), folder, report)
+    except OSError as error:
+        raise as_output_error(error, folder) from error
+
+
+def _run(
+    options: DistillTrain,
+    accelerator: Accelerator,
+    teacher: Checkpoint,
+    checkpoint: Checkpoint,
+    windows: tuple[Windows, Windows],
+    folder: Path,
+    report: Report,
+) -> Checkpoint:
+    """The training itself, and its result; other processes than the first end here."""
+    if any(tensor.grid for tensor in checkpoint.tensors.values()):
+        report.note("the student is quantized: what its codes mean is trained on, as floats")
+    job = _job(options, accelerator, teacher, checkpoint, windows, folder, report)
     best = job.run()
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
@@ -60,29 +80,6 @@ def train(options: DistillTrain, checkpoint: Checkpoint, context: Context) -> Ch
     result = with_weights(checkpoint, best, folder / "trained.safetensors")
     accelerator.wait_for_everyone()
     return _noted(options, teacher, result, job.progress, accelerator.num_processes, report)
-
-
-def check(options: DistillTrain, teacher: Checkpoint, student: Checkpoint) -> None:
-    """Raise UsageError or UnsupportedError where the two cannot be trained together."""
-    kinds = []
-    for each in (teacher, student):
-        if each.architecture is None:
-            raise UnsupportedError(
-                f"{each.source.path}: nobody described the architecture {each.config.get('model_type')!r}; "
-                "docs/architectures.md shows how to add one"
-            )
-        if any(tensor.grid for tensor in each.tensors.values()) and each is student:
-            raise UsageError(f"{each.source.path}: is quantized; train the float model, and quantize it then")
-        kinds.append(archs.by_name(each.architecture).kind)
-    if kinds[0] != kinds[1]:
-        raise UsageError(
-            f"the teacher is of kind {kinds[0]} and the student of kind {kinds[1]}; they must agree"
-        )
-    same_tokens(tokens(teacher.tokenizer), tokens(student.tokenizer))
-    if kinds[0] == "encoder" and not options.hidden:
-        raise UsageError(
-            "an encoder has no answers to compare, only hidden states; give --hidden more than 0"
-        )
 
 
 def _teacher(options: DistillTrain, context: Context) -> Checkpoint:
@@ -107,7 +104,11 @@ def _accelerator(options: DistillTrain) -> Accelerator:
     """As `accelerate launch` set things up, if it did; another training in this process starts anew."""
     AcceleratorState._reset_state()
     precision = "bf16" if options.precision == "bf16" else "no"
-    return Accelerator(cpu=options.device == "cpu" or None, mixed_precision=precision)
+    # What only hidden states teach leaves the head without a gradient.
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=not (options.kl or options.ce))
+    return Accelerator(
+        cpu=options.device == "cpu" or None, mixed_precision=precision, kwargs_handlers=[parallel]
+    )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import UnsupportedError
+from gpt54_convert.exporters import _onnx_int8
 from gpt54_convert.exporters._hf_folder import stored_grid
 from gpt54_convert.exporters._onnx_store import CODES, SCALES, VALUES, ZERO_POINTS, Part
 from gpt54_convert.packing.onnx import block_size
@@ -25,16 +26,24 @@ ACCURACY_LEVEL = 4
 _TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8}
 
 
-def bind(graph: ir.Graph, value: ir.Value, view: LazyTensor, parts: Mapping[str, Part], turned: bool) -> None:
+def bind(
+    graph: ir.Graph,
+    value: ir.Value,
+    view: LazyTensor,
+    parts: Mapping[str, Part],
+    turned: bool,
+    activations: str = "",
+) -> None:
     """Replace the initialiser `value` by what is stored of `view`.
 
     turned: the graph holds the matrix as [in, out] (transformers' Conv1D).
+    activations: the grid of those matrices whose inputs are rounded to 8 bits too, or nothing.
     Raises UnsupportedError where codes are used by an operator that has no form for them.
     """
     if VALUES in parts:
         _bind_floats(graph, value, view.name, parts[VALUES], turned)
     else:
-        _bind_codes(graph, value, view, parts, turned)
+        _bind_codes(graph, value, view, parts, turned, view.grid == activations)
     graph.initializers.pop(value.name or "", None)
 
 
@@ -55,7 +64,12 @@ def _bind_floats(graph: ir.Graph, value: ir.Value, name: str, part: Part, turned
 
 
 def _bind_codes(
-    graph: ir.Graph, value: ir.Value, view: LazyTensor, parts: Mapping[str, Part], turned: bool
+    graph: ir.Graph,
+    value: ir.Value,
+    view: LazyTensor,
+    parts: Mapping[str, Part],
+    turned: bool,
+    rounded: bool,
 ) -> None:
     graph.opset_imports.setdefault(DOMAIN, 1)
     for node, index in list(value.uses()):
@@ -63,20 +77,31 @@ def _bind_codes(
             _gather(graph, node, view, parts)
         elif node.op_type == "Transpose" and not turned:
             for user, place in list(node.outputs[0].uses()):
-                _multiply(graph, user, place, view, parts, stands=True)
+                _multiply(graph, user, place, view, parts, True, rounded)
             graph.remove(node, safe=True)
         else:
-            _multiply(graph, node, index, view, parts, stands=turned)
+            _multiply(graph, node, index, view, parts, turned, rounded)
 
 
 def _multiply(
-    graph: ir.Graph, node: ir.Node, index: int, view: LazyTensor, parts: Mapping[str, Part], stands: bool
+    graph: ir.Graph,
+    node: ir.Node,
+    index: int,
+    view: LazyTensor,
+    parts: Mapping[str, Part],
+    stands: bool,
+    rounded: bool,
 ) -> None:
-    """A product with the matrix; `stands`: `node` reads it as [in, out]."""
+    """A product with the matrix; `stands`: `node` reads it as [in, out]; `rounded`: in integers."""
     plain = node.op_type == "MatMul" and stands
     gemm = node.op_type == "Gemm" and _flag(node, "transB") == (not stands) and not _flag(node, "transA")
     if index != 1 or not (plain or gemm):
         raise _unfit(node, view)
+    if rounded:
+        codes = _stored(graph, f"{view.name}.rows", parts[CODES], parts[CODES].shape)
+        scales = _stored(graph, f"{view.name}.{SCALES}", parts[SCALES], parts[SCALES].shape)
+        _onnx_int8.multiply(graph, node, codes, scales, view.name)
+        return
     target = stored_grid(view.grid or "")
     block = block_size(target, view.columns)
     rows, width = view.shape[0], parts[CODES].shape[1]

@@ -7,6 +7,7 @@ by running it once on fake tensors; no table of head counts and sizes is needed.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -84,14 +85,15 @@ class _Decoder(Call):
 
 
 class _Encoder(Call):
-    """Tokens, mask and token types -> hidden states."""
+    """Tokens, mask and, where a model has them, token types -> hidden states."""
 
     def __init__(self, model: Any) -> None:
         samples = {
             "input_ids": _ids(ROWS, STEPS),
             "attention_mask": _mask(ROWS, STEPS),
-            "token_type_ids": torch.zeros(ROWS, STEPS, dtype=torch.int64),
         }
+        if "token_type_ids" in inspect.signature(model.forward).parameters:
+            samples["token_type_ids"] = torch.zeros(ROWS, STEPS, dtype=torch.int64)
         super().__init__(model, samples, dict.fromkeys(samples, _TOKENS))
         self.output_axes = {"last_hidden_state": _TOKENS}
 

@@ -9,9 +9,7 @@ two halves, the second with past: what goes wrong silently in traced graphs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,54 +17,63 @@ from numpy.typing import NDArray
 
 from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
-from gpt54_convert.core.dtypes import STORAGE
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import OutputError
-from gpt54_convert.exporters._hf_folder import stored_grid
-from gpt54_convert.exporters._onnx_store import CODES, SCALES, VALUES, ZERO_POINTS, Part
-from gpt54_convert.formats._file import ReadFile
+from gpt54_convert.exporters import _onnx_int8
 from gpt54_convert.forward.batch import Batch, Document, stack
 from gpt54_convert.forward.onnx_model import OnnxModel
 from gpt54_convert.forward.torch_model import TorchReference
-from gpt54_convert.packing import onnx as packing
 
 LENGTHS, SOURCES = (7, 12, 4), (5, 9, 6)
 # The largest difference allowed, relative to the largest logit; where activations are rounded to 8 bits, the
 # root mean square of the differences relative to that of the logits, since single ones may be far off.
 EXACT, HALF, ROUNDED = 1e-4, 0.05, 0.5
-Parts = Mapping[str, Mapping[str, Part]]
 
 
-def check_logits(
-    folder: Path, graphs: Mapping[str, bytes], stored: Checkpoint, parts: Parts, half: bool
-) -> None:
+def check_logits(folder: Path, graphs: Mapping[str, bytes], stored: Checkpoint, half: bool) -> None:
     """Compare the graphs in `folder` with torch.
 
-    stored: the checkpoint that was written, of which `parts` says where each tensor stands.
+    stored: the checkpoint that was written, its tensors read back from the files.
     half: the graphs compute in float16.
     Raises OutputError where the logits differ, InputError where ONNX Runtime cannot load what was written.
     """
-    tensors = {name: _read_back(folder, stored.tensors[name], found) for name, found in parts.items()}
-    _check_copies(tensors)
+    _check_copies(stored.tensors)
     architecture = archs.by_name(stored.architecture or "")
-    kind, batch = architecture.kind, _batch(tensors.values(), architecture)
-    with TorchReference(stored.with_tensors(tensors), threads=1, keep_bytes=0) as reference:
+    kind, batch = architecture.kind, _batch(stored.tensors.values(), architecture)
+    with TorchReference(stored, threads=1, keep_bytes=0) as reference:
         wanted = reference.logits(batch)
     limit = HALF if half else EXACT
     _compare(OnnxModel(folder, kind, 1, {n: exact(g) for n, g in graphs.items()}), batch, wanted, limit)
-    if any(CODES in found for found in parts.values()):
+    if any(tensor.grid for tensor in stored.tensors.values()):
         _compare(OnnxModel(folder, kind, 1), batch, wanted, ROUNDED)
 
 
 def check_structure(folder: Path, graphs: Mapping[str, bytes]) -> None:
-    """Let ONNX's own checker look at graphs too large to be run here; OutputError where it objects."""
-    for name in graphs:
-        try:
-            onnx.checker.check_model(str(folder / name))
-        except onnx.checker.ValidationError as error:
-            raise OutputError(
-                f"{name}: the written graph is not valid ({error}); please report it"
-            ) from error
+    """Look whether every value is made before it is used, and every weight lies within its file.
+
+    (ONNX's own checker does not know ONNX Runtime's operators.)  Raises OutputError where it is not so.
+    """
+    for name, content in graphs.items():
+        graph = onnx.ModelProto.FromString(content).graph
+        known = {"", *(each.name for each in (*graph.input, *graph.initializer))}
+        for node in graph.node:
+            _demand_known(name, node.input, known)
+            known.update(node.output)
+        _demand_known(name, [each.name for each in graph.output], known)
+        for tensor in graph.initializer:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            if place and int(place["offset"]) + int(place["length"]) > _size(folder / place["location"]):
+                raise OutputError(f"{name}: {tensor.name} lies beyond its file's end; please report it")
+
+
+def _demand_known(name: str, used: Iterable[str], known: set[str]) -> None:
+    for value in used:
+        if value not in known:
+            raise OutputError(f"{name}: the graph uses {value!r}, which nothing makes; please report it")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def exact(graph: bytes) -> bytes:
@@ -78,6 +85,7 @@ def exact(graph: bytes) -> bytes:
 
 
 def _make_exact(graph: onnx.GraphProto) -> None:
+    _onnx_int8.make_exact(graph)
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
@@ -134,25 +142,3 @@ def _batch(tensors: Iterable[LazyTensor], architecture: archs.Architecture) -> B
         row = tokens(length)
         documents.append(Document(row, row, tokens(source) if is_pair else None))
     return stack(documents, 0)
-
-
-def _read_back(folder: Path, view: LazyTensor, parts: Mapping[str, Part]) -> LazyTensor:
-    """The tensor as it stands in the files."""
-    files = {kind: ReadFile.at(folder / part.file) for kind, part in parts.items()}
-
-    def rows_of(kind: str, start: int, stop: int) -> NDArray[Any]:
-        part, storage = parts[kind], STORAGE[parts[kind].dtype]
-        shape = (stop - start, *part.shape[1:])
-        row_bytes = part.size_bytes // max(1, view.row_count)
-        return files[kind].array(part.offset + start * row_bytes, shape, storage)
-
-    if VALUES in parts:
-        return replace(view, dtype=parts[VALUES].dtype, read=lambda start, stop: rows_of(VALUES, start, stop))
-    target = stored_grid(view.grid or "")
-
-    def dequantized(start: int, stop: int) -> NDArray[np.float32]:
-        points = rows_of(ZERO_POINTS, start, stop) if ZERO_POINTS in parts else None
-        codes, scales = rows_of(CODES, start, stop), rows_of(SCALES, start, stop)
-        return packing.unpack(codes, scales, target, view.columns, points).dequantize()
-
-    return replace(view, dtype="float32", grid=None, read_codes=None, read=dequantized, column_read=False)

@@ -48,6 +48,8 @@ class Attention:
 def rewrite(traced: Traced, checkpoint: Checkpoint) -> None:
     """`fuse` as one of `_onnx_graph.REWRITES`."""
     fuse(traced.model)
+    for node in traced.model.graph:  # onnxscript notes there where it was installed
+        node.metadata_props.clear()
 
 
 def fuse(model: ir.Model) -> int:

@@ -32,12 +32,13 @@ def files(
     store: Store,
     dtype: str,
     names: Layout = _PLAIN,
+    activations: str = "",
 ) -> dict[str, bytes]:
     """File name -> content of every graph."""
     bound = {}
     for traced in _onnx_trace.trace(checkpoint, dtype):
         own = {name: _own(store, name, names.data(traced.stem)) for name in views}
-        bound[traced.stem] = _bound(traced, checkpoint, views, own, store)
+        bound[traced.stem] = _bound(traced, checkpoint, views, own, store, activations)
     if names.merged and "decoder_model" in bound:
         pair = bound.pop("decoder_model"), bound.pop("decoder_with_past_model")
         bound[MERGED] = _onnx_merge.merge(*pair)
@@ -55,13 +56,16 @@ def _bound(
     views: Mapping[str, LazyTensor],
     own: Mapping[str, str],
     store: Store,
+    activations: str,
 ) -> ir.Model:
     for rewrite in REWRITES:
         rewrite(traced, checkpoint)
     graph = traced.model.graph
     for name, source in traced.sources.items():
         turned = _is_conv1d(checkpoint, source)
-        _onnx_bind.bind(graph, graph.initializers[name], views[source], store.parts[own[source]], turned)
+        _onnx_bind.bind(
+            graph, graph.initializers[name], views[source], store.parts[own[source]], turned, activations
+        )
     return traced.model
 
 

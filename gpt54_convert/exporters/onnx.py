@@ -8,6 +8,7 @@ into any other container.  This module itself is light: torch and onnx are impor
 from __future__ import annotations
 
 import json
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -33,9 +34,9 @@ from gpt54_convert.quantize.qtensor import QTensor
 NAME = "onnx"
 DESCRIPTION = "ONNX graphs for ONNX Runtime, in optimum's layout; integer grids as MatMulNBits"
 LIBRARIES = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
-# Files of weights up to this size are checked on logits before they are published; of larger ones the
-# graphs are checked alone, and `verify` runs them.
-CHECK_BYTES = 128_000_000
+# Weights up to this size are checked on logits before they are published; of larger ones the first layers,
+# written once more as a model of their own, where those stay below the second limit.
+CHECK_BYTES, SHALLOW_BYTES = 128_000_000, 1_000_000_000
 INSTALL = "pip install 'gpt54-convert[onnx]'"
 
 
@@ -116,7 +117,7 @@ class OnnxSink:
     def __init__(self, checkpoint: Checkpoint, folder: Path, options: SinkOptions) -> None:
         from gpt54_convert.exporters import _onnx_graph
 
-        self._checkpoint, self._folder = checkpoint, folder
+        self._checkpoint, self._folder, self._options = checkpoint, folder, options
         unused = set(leaves_out(checkpoint))
         self._views = {name: _as_stored(t) for name, t in checkpoint.tensors.items() if name not in unused}
         stored = list(self._views.values())
@@ -126,7 +127,9 @@ class OnnxSink:
         homes = _onnx_layout.homes(checkpoint, self._views, self._layout)
         self._written = _onnx_layout.copies(self._views, homes)
         self._store = _onnx_store.lay_out(list(self._written.values()), homes, options.shard_bytes)
-        self._graphs = _onnx_graph.files(checkpoint, self._views, self._store, self._dtype, self._layout)
+        self._graphs = _onnx_graph.files(
+            checkpoint, self._views, self._store, self._dtype, self._layout, options.activations
+        )
         plain = [replace(view, grid=None, read_codes=None) for view in stored]
         self._side = _hf_folder.side_files(checkpoint, plain)
         self._side |= self._extra(checkpoint)
@@ -167,6 +170,15 @@ class OnnxSink:
 
         Raises OutputError where a graph does not give torch's logits: nothing may be published then.
         """
+        self._finish()
+        self._check()
+        weights = sorted(self._store.layouts, key=lambda file: (-self._store.layouts[file].size_bytes, file))
+        return [
+            *(self._place / name for name in (*weights, *self._graphs)),
+            *(self._folder / name for name in self._side),
+        ]
+
+    def _finish(self) -> None:
         for file in self._store.layouts:
             self._writer(file)
         for writer in self._writers.values():
@@ -175,22 +187,36 @@ class OnnxSink:
             _write_file(self._place / name, content)
         for name, content in self._side.items():
             _write_file(self._folder / name, content)
-        self._check()
-        weights = sorted(self._store.layouts, key=lambda file: (-self._store.layouts[file].size_bytes, file))
-        return [
-            *(self._place / name for name in (*weights, *self._graphs)),
-            *(self._folder / name for name in self._side),
-        ]
 
     def _check(self) -> None:
+        from gpt54_convert.exporters import _onnx_check, _onnx_read
+
+        if self._store.size_bytes <= CHECK_BYTES:
+            self._check_logits()
+            return
+        _onnx_check.check_structure(self._place, self._graphs)
+        with tempfile.TemporaryDirectory(prefix=".check-", dir=self._folder) as folder:
+            options = replace(self._options, shard_bytes=None)
+            small = OnnxSink(_onnx_read.shallow(self._read_back()), Path(folder), options)
+            if small._store.size_bytes <= SHALLOW_BYTES:
+                for view in small.views():
+                    for start, stop in view.chunks():
+                        rows: Any = view.read_codes and view.read_codes(start, stop)
+                        small.put(view.name, start, stop, rows or view.rows(start, stop))
+                small._finish()
+                small._check_logits()
+
+    def _read_back(self) -> Checkpoint:
+        from gpt54_convert.exporters import _onnx_read
+
+        stored = self._checkpoint.with_tensors(self._written)
+        return _onnx_read.read_back(self._place, stored, self._store.parts)
+
+    def _check_logits(self) -> None:
         from gpt54_convert.exporters import _onnx_check
 
-        if self._store.size_bytes > CHECK_BYTES:
-            _onnx_check.check_structure(self._place, self._graphs)
-            return
-        stored = self._checkpoint.with_tensors(self._written)
         half = self._dtype == "float16"
-        _onnx_check.check_logits(self._place, self._graphs, stored, self._store.parts, half)
+        _onnx_check.check_logits(self._place, self._graphs, self._read_back(), half)
 
     def _writer(self, file: str) -> Writer:
         with self._lock:

@@ -48,11 +48,12 @@ def prune(options: Prune, checkpoint: Checkpoint, context: Context) -> Checkpoin
         evidence = source.evidence(result, wanted, context, options.calibration)
         kept, energy = select(result, sizes, evidence)
         result = cut(result, Selection({}, kept, energy), sizes)
-    _say(context.report, checkpoint, result, old, sizes)
+    told = {name: old[name] for name in architecture.size_keys}
+    _say(context.report, checkpoint, result, told, sizes)
     if options.pattern is not None:
         result = sparsify(result, options.pattern, options.criterion, context, options.calibration)
         context.report.note(SPARSITY_BUYS.format(options.pattern.text, options.criterion))
-    return _noted(options, checkpoint, result, layers, old, sizes)
+    return _noted(options, checkpoint, result, layers, told, sizes)
 
 
 def outline(options: Prune, checkpoint: Checkpoint) -> Checkpoint:
@@ -68,7 +69,8 @@ def outline(options: Prune, checkpoint: Checkpoint) -> Checkpoint:
     result = cut(checkpoint, Selection(layers, kept), sizes)
     if options.pattern is not None:
         sparsity_targets(result, options.pattern)
-    return _noted(options, checkpoint, result, layers, old, sizes)
+    told = {name: old[name] for name in architecture.size_keys}
+    return _noted(options, checkpoint, result, layers, told, sizes)
 
 
 def _checked(options: Prune, checkpoint: Checkpoint) -> tuple[Architecture, dict[str, int]]:
@@ -150,5 +152,6 @@ def _noted(
         return after
     if layers:
         note["layers_kept"] = {stack: ranges(list(kept)) for stack, kept in layers.items()}
-    own = {**before.config.get(NOTES, {}), "pruned": note}
+    earlier = before.config.get(NOTES)
+    own = {**(earlier if isinstance(earlier, Mapping) else {}), "pruned": note}
     return replace(after, config={**after.config, NOTES: own})

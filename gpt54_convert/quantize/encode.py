@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,15 @@ from gpt54_convert.quantize.grids import FLOAT, Grid
 from gpt54_convert.quantize.qtensor import QTensor
 from gpt54_convert.quantize.statistics import Statistics
 
-Solve = Callable[[NDArray[np.float32], Grid, Statistics | None], QTensor]
+
+class Solve(Protocol):
+    """Codes of `weight` [rows, columns] on a grid; statistics are those of its inputs, where known."""
+
+    def __call__(
+        self, weight: NDArray[np.float32], grid: Grid, statistics: Statistics | None = None, /
+    ) -> QTensor: ...
+
+
 Found = Callable[[int, int], QTensor | None]
 # Two names of the same numbers: the integer grid, and ggml's name for it.
 _SAME = {"q4_0": "int4-g32", "q5_0": "int5-g32", "q8_0": "int8-g32"}
@@ -62,7 +70,7 @@ def on_grid(
     def read_codes(start: int, stop: int) -> QTensor:
         weight = tensor.float_rows(start, stop)
         try:
-            q = (found(start, stop) if found else None) or solve(weight, grid, None)
+            q = (found(start, stop) if found else None) or solve(weight, grid)
         except InputError as error:
             raise InputError(f"tensor {tensor.name}, rows from {start}: {error}") from None
         tally.add(start, weight, q)

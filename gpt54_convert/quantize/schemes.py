@@ -202,7 +202,7 @@ SCHEMES: dict[str, Scheme] = {
             "w8a8",
             "8-bit weights, one scale a row, and 8-bit activations, scaled as they come",
             "int8-channel",
-            containers=("safetensors",),
+            containers=("safetensors", "onnx"),
             activations=True,
         ),
         _float("float32"),

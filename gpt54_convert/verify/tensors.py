@@ -29,7 +29,8 @@ from gpt54_convert.verify.verdict import FAIL, PASS, Check
 # solvers trade groups against each other, but none doubles the error of one.
 GROUP_LIMIT = 4.8
 # The same where codes were chosen by a layer's outputs: weights move to make up for what was lost before.
-CALIBRATED_LIMIT, CALIBRATED_ERROR = 4.0, 0.3
+# Measured: up to 0.39 of a matrix at 4 bits, for gptq on 1,500 tokens.
+CALIBRATED_LIMIT, CALIBRATED_ERROR = 4.0, 0.6
 TENSOR_LIMIT = 1.5  # of the tensor's root-mean-square error
 _EPSILON = {"float32": 2.0**-22, "float16": 2.0**-10, "bfloat16": 2.0**-8, "float64": 2.0**-22}
 _FLOAT16_STEP = 2.0**-24  # its smallest number

@@ -12,7 +12,7 @@ from gpt54_convert import data, loaders, pipeline
 from gpt54_convert.core.report import Report
 from gpt54_convert.distill import curve, windows
 from gpt54_convert.distill.options import DistillTrain
-from gpt54_convert.errors import ConvertError, InputError, UsageError
+from gpt54_convert.errors import ConvertError, InputError, OutputError, UsageError
 from gpt54_convert.prune.step import Prune
 from gpt54_convert.recipe import Convert, Export, Recipe
 
@@ -103,13 +103,15 @@ class Interrupted(Report):
 )
 def test_resuming_gives_the_same_weights_as_no_interruption(options, tmp_path, book):
     whole = train("gpt54", tmp_path / "whole", book, **options)
+    stopped = Interrupted(4)
     with pytest.raises(KeyboardInterrupt):
-        train("gpt54", tmp_path / "cut", book, Interrupted(4), **options)
+        train("gpt54", tmp_path / "cut", book, stopped, **options)
     assert [path.name[:6] for path in (tmp_path / "cut").iterdir()] == [".work-"]
     again = Interrupted(0)
     resumed = train("gpt54", tmp_path / "cut", book, again, **options)
     # the step that was interrupted had not been saved yet
     assert any("goes on behind step 3 of 6" in note for note in again.notes), again.notes
+    assert any("same command goes on behind step 3" in note for note in stopped.notes)
     files = [tmp_path / name / "safetensors/model.safetensors" for name in ("whole", "cut")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert record(tmp_path / "whole") == record(tmp_path / "cut")
@@ -312,6 +314,35 @@ def test_pairs_that_do_not_belong_together_are_refused(teacher, words, tmp_path,
     recipe = Recipe(data.model_path(), Convert(), Export(tmp_path / "out", ("safetensors",)), (step,))
     with pytest.raises(ConvertError, match=words):
         pipeline.run(recipe, Report())
+
+
+@pytest.mark.parametrize("limit_kib", [4, 300])
+def test_a_full_disk_is_one_sentence(limit_kib, tmp_path, book):
+    """Files may not grow beyond a limit: the text's ids do, or the checkpoint does."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_kib << 10, before[1]))
+    try:
+        with pytest.raises(OutputError, match="cannot write"):
+            train("gpt54", tmp_path / "out", book)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "out/safetensors").exists()
+
+
+def test_a_plan_of_a_training_says_what_is_wrong(tmp_path):
+    from click.testing import CliRunner
+
+    from gpt54_convert.cli import cli
+
+    _, folder = tiny.make("llama")
+    words = ["distill", "train", "--student", str(folder), "--dry-run", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli, words)
+    assert "they must agree" in str(result.exception)  # with the embedded model as the teacher
+    result = CliRunner().invoke(cli, [*words, "--teacher", str(folder)])
+    assert result.exit_code == 0 and "exact size" in result.output
+    assert not (tmp_path / "out").exists()
 
 
 def launched(processes, output, book, student, teacher):

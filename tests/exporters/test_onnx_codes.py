@@ -87,7 +87,6 @@ def test_nothing_of_this_machine_is_in_the_graph(three: Path) -> None:
     text = str(model)
     assert str(Path(exporter.__file__).parents[2]) not in text and "site-packages" not in text
     assert not model.metadata_props and not any(node.metadata_props for node in model.graph.node)
-    onnx.checker.check_model(str(three / "onnx" / "model.onnx"))
 
 
 @pytest.mark.parametrize(

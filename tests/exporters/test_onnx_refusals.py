@@ -14,6 +14,7 @@ import transformers
 from pump import export, quantized
 from test_onnx_float import compare, written
 
+from gpt54_convert import archs
 from gpt54_convert.core import views
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import OutputError, UnsupportedError
@@ -121,10 +122,14 @@ def swap_layers(traced: Traced, _checkpoint: object) -> None:
     traced.sources.update(sources)
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("fault", [drop_mask, swap_layers])
 def test_a_wrong_graph_is_not_published(
-    fault: Callable[[Traced, object], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: Callable[[Traced, object], None], large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of a large model the first layers alone are run."""
+    if large:
+        monkeypatch.setattr(exporter, "CHECK_BYTES", 0)
     monkeypatch.setattr(_onnx_graph, "REWRITES", [fault])
     _, source = tiny.make("llama")
     with pytest.raises(OutputError, match="differs from transformers"):
@@ -148,16 +153,48 @@ def test_wrong_codes_are_not_published(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "out").exists()
 
 
-def test_large_graphs_are_still_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "changes", "layers"),
+    [
+        ("llama", {"num_hidden_layers": 3}, 2),
+        pytest.param("gemma3", {}, 6, marks=pytest.mark.slow),
+        pytest.param("gpt54", {}, 2, marks=pytest.mark.slow),
+        pytest.param("gpt2", {"n_layer": 3}, 2, marks=pytest.mark.slow),
+        pytest.param("bert", {"num_hidden_layers": 3}, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_of_a_large_model_the_first_layers_are_run(
+    kind: str, changes: dict[str, int], layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exporter, "CHECK_BYTES", 0)
+    ran = []
+    real = _onnx_check.check_logits
+
+    def noted(folder, graphs, stored, half):
+        ran.append(stored)
+        real(folder, graphs, stored, half)
+
+    monkeypatch.setattr(_onnx_check, "check_logits", noted)
+    _, source = tiny.make(kind, seed=5, **changes)
+    folder = written(load(source), tmp_path / "out")
+    architecture = archs.by_name(ran[0].architecture)
+    found = {architecture.match(name).layer for name in ran[0].tensors}
+    assert len(ran) == 1 and found == {None, *range(layers)}
+    assert not list(folder.glob(".check*"))
+
+
+def test_the_structure_of_large_graphs_is_checked(tmp_path: Path) -> None:
     _, source = tiny.make("llama")
     folder = written(load(source), tmp_path / "good")
     graphs = {"model.onnx": (folder / "model.onnx").read_bytes()}
     _onnx_check.check_structure(folder, graphs)
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     model.graph.node[5].input[0] = "nothing"
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(OutputError, match="not valid"):
+    with pytest.raises(OutputError, match="'nothing', which nothing makes"):
+        _onnx_check.check_structure(folder, {"model.onnx": model.SerializeToString()})
+    data = folder / "model.onnx_data"
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(OutputError, match="beyond its file's end"):
         _onnx_check.check_structure(folder, graphs)
 
 

@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from gpt54_convert import cli, loaders
 from gpt54_convert.core.report import Report
 from gpt54_convert.exporters import safetensors as exporter
+from gpt54_convert.pipeline import run
+from gpt54_convert.recipe import Export, Quantize, Recipe
 from gpt54_convert.verify import quick, runners, tensors, tokenizer
 
 
@@ -145,3 +147,26 @@ def test_vocabularies_are_compared_without_any_runtime(llama, tmp_path):
     found = tokenizer.check_structure(source, loaders.load(bad))
     assert [check.outcome for check in found] == ["fail"]
     assert "merges" in found[0].detail
+
+
+def test_calibrated_codes_may_move_further_but_not_anywhere(llama, tmp_path):
+    """A solver that looks at activations gives up weight error; a permuted matrix is still no rounding."""
+    source = loaders.load(llama)
+    noisy = faults.copy(llama, tmp_path / "noisy", _noise)
+    export = Export(output=tmp_path / "out", to=("safetensors",), verify=False)
+    run(Recipe(noisy, Quantize(scheme="int4"), export), Report())
+    moved = loaders.load(tmp_path / "out" / "safetensors")
+    assert tensors.check(source, moved, Report())[0][0].outcome == "fail"
+    assert tensors.check(source, moved, Report(), calibrated=True)[0][0].outcome == "pass"
+    bad = faults.copy(llama, tmp_path / "bad", faults.layers_swapped)
+    assert tensors.check(source, loaders.load(bad), Report(), calibrated=True)[0][0].outcome == "fail"
+
+
+def _noise(weights, config):
+    """A quarter of each matrix's size, in directions that no input may have."""
+    del config
+    generator = np.random.default_rng(0)
+    for name, value in weights.items():
+        if "_proj" in name and value.ndim == 2:
+            noise = generator.standard_normal(value.shape).astype(np.float32)
+            weights[name] = value + 0.25 * value.std() * noise

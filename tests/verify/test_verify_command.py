@@ -122,6 +122,22 @@ def test_a_changed_file_exits_3(artifact, tmp_path):
     assert "config.json has " in json.loads(result.stdout)["checks"][0]["detail"]
 
 
+@pytest.mark.llama_cpp
+def test_a_runtime_that_crashes_gets_a_sentence(tmp_path, monkeypatch):
+    module = runners.load("llama_cpp")
+    module._probe.cache_clear()
+    monkeypatch.setattr(module, "_PROBE", "import os; os.abort()")
+    _, folder = tiny.make("llama")
+    export = Export(output=tmp_path, to=("gguf",))
+    (made,) = run(Recipe(folder, Convert(), export), Report())
+    assert made.verdict.outcome == "fail"
+    assert "llama.cpp crashes on it (SIGABRT" in made.verdict.failures[0].detail
+    code, result = call("verify", made.folder, *FEW)
+    assert code == 1
+    assert "SIGABRT" in str(result.exception)
+    module._probe.cache_clear()
+
+
 def test_every_container_has_one_runner():
     found = [c for name in runners.discover.names(runners.__name__) for c in runners.containers(name)]
     assert len(found) == len(set(found))

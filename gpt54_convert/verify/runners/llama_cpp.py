@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
+import subprocess
+import sys
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +21,7 @@ import numpy as np
 
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.errors import InputError
-from gpt54_convert.forward.batch import Batch, Document, Floats, Ids
+from gpt54_convert.forward.batch import Batch, Document, Floats, Ids, stack
 
 CONTAINERS = ("gguf",)
 NEEDS = ("llama_cpp",)
@@ -52,6 +56,43 @@ def load_model(path: Path, vocab_only: bool = False) -> Any:
     if not model:
         raise InputError(f"{path}: llama.cpp cannot load it: {_said[0] if _said else 'no reason given'}")
     return model
+
+
+# Opens a file and runs a few tokens in a process of its own.
+_PROBE = """
+import sys
+from pathlib import Path
+from gpt54_convert.verify.runners import llama_cpp
+llama_cpp.smoke(Path(sys.argv[1]))
+"""
+
+
+def survives(path: Path) -> None:
+    """Raise InputError where llama.cpp crashes on the file: it aborts on what it did not expect."""
+    status = path.stat()
+    _probe(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache
+def _probe(path: Path, size_bytes: int, changed_ns: int) -> None:
+    del size_bytes, changed_ns  # another file by then
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE, str(path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode < 0:  # a plain error of its own is met again here, with its words
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        name = signal.Signals(-done.returncode).name
+        raise InputError(f"{path}: llama.cpp crashes on it ({name}: {said[-1] if said else 'no word'})")
+
+
+def smoke(path: Path) -> None:
+    """Load the file and run eight tokens."""
+    with LlamaCpp(path, 64, 1) as runner:
+        runner.logits(stack([Document(np.arange(1, 9), np.empty(0, np.int64), np.arange(1, 9))], 0))
 
 
 class LlamaCpp:
@@ -89,7 +130,7 @@ class LlamaCpp:
         memory = llama_cpp.llama_get_memory(self._context)
         if memory:
             llama_cpp.llama_memory_clear(memory, True)
-        if document.prefix is not None:
+        if document.prefix is not None and self._encodes and self._decodes:
             self._call(llama_cpp.llama_encode, document.prefix)
         if self._embeds:
             self._call(llama_cpp.llama_encode, document.tokens)
@@ -140,6 +181,8 @@ class Vocabulary:
     """A GGUF file's tokenizer, as llama.cpp runs it; `model`: the file as already loaded."""
 
     def __init__(self, path: Path, model: Any = None) -> None:
+        if model is None:
+            survives(path)
         self._model = model or load_model(path, vocab_only=True)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         found = llama_cpp.llama_model_chat_template(self._model, None)
@@ -160,4 +203,5 @@ class Vocabulary:
 def open_runner(path: Path, source: Checkpoint, context: int, threads: int) -> LlamaCpp:
     """The GGUF file `path`.  Raises InputError where llama.cpp cannot load it."""
     del source
+    survives(path)
     return LlamaCpp(path, context, threads)
