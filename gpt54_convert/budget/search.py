@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from gpt54_convert.budget.space import LABEL, Assignments, Grids, Offer, Space, rounded_up
 from gpt54_convert.budget.study import Study
+from gpt54_convert.calibrate import text as texts
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import UnsupportedError, UsageError
 from gpt54_convert.quantize.assign import Refusal, parse_keep
@@ -101,7 +102,9 @@ class Search:
 
     def _studied(self, offer: Offer) -> Study:
         if not self._study:
-            self._study.append(Study(offer.checkpoint, self.step.method, self.threads, self.report))
+            text = texts.read(self.step)
+            made = Study(offer.checkpoint, self.step.method, text, self.threads, self.report)
+            self._study.append(made)
         study = self._study[0]
         if self.step.max_kl is not None and not study.judge.has_logits:
             raise UsageError(

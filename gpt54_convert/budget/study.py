@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpt54_convert import data
+from gpt54_convert.calibrate import text as texts
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import MeasureError
+from gpt54_convert.forward.batch import Document
+from gpt54_convert.forward.documents import cut
 from gpt54_convert.quantize.assign import place
 from gpt54_convert.quantize.encode import solver
 from gpt54_convert.quantize.grids import FLOAT, Grid
@@ -33,7 +34,7 @@ class Study:
     Raises MeasureError where torch or text is missing.
     """
 
-    def __init__(self, checkpoint: Checkpoint, method: str, threads: int, report: Report) -> None:
+    def __init__(self, checkpoint: Checkpoint, method: str, text: str, threads: int, report: Report) -> None:
         try:
             from gpt54_convert.calibrate import gradients, loss, sensitivity
         except ImportError as error:
@@ -41,18 +42,15 @@ class Study:
                 f"a budget measures how sensitive each tensor is, and {error.name} is not installed; "
                 "pip install 'gpt54-convert[torch]', or choose a --scheme instead"
             ) from error
-        from gpt54_convert.forward.documents import cut
-
-        text = data.text("calibration")
-        self.text_sha256 = hashlib.sha256(text.encode()).hexdigest()
+        self.text_sha256 = texts.digest(text)
         first, second, last = _parts(text, (0.6, 0.8))
         self._report = report
         self._judged: dict[tuple[tuple[str, str], ...], float] = {}
-        self.judge: Loss = loss.Loss(checkpoint, cut(last, checkpoint, _JUDGE_TOKENS, _CONTEXT), threads)
+        self.judge: Loss = loss.Loss(checkpoint, _cut(last, checkpoint, _JUDGE_TOKENS, _CONTEXT), threads)
         self._roles: Loss = loss.Loss(
-            checkpoint, cut(second, checkpoint, _ROLE_TOKENS, _CONTEXT // 2), threads
+            checkpoint, _cut(second, checkpoint, _ROLE_TOKENS, _CONTEXT // 2), threads
         )
-        moments = gradients.moments(checkpoint, cut(first, checkpoint, _GRADIENT_TOKENS, _CONTEXT), report)
+        moments = gradients.moments(checkpoint, _cut(first, checkpoint, _GRADIENT_TOKENS, _CONTEXT), report)
         weighted = method not in _DATA_FREE
         self.sensitivity: Sensitivity = sensitivity.Sensitivity(
             checkpoint,
@@ -107,6 +105,15 @@ class Study:
         """Drop what waits on disk."""
         for loss in (self.judge, self._roles):
             loss.__exit__(None, None, None)
+
+
+def _cut(text: str, checkpoint: Checkpoint, tokens: int, context: int) -> list[Document]:
+    try:
+        return cut(text, checkpoint, tokens, context)
+    except MeasureError as error:
+        raise MeasureError(
+            f"a budget cuts the calibration text in three and needs {tokens:,} tokens of each part: {error}"
+        ) from error
 
 
 def _short(value: float) -> float:

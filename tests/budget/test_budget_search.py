@@ -1,5 +1,6 @@
 """Budgets: sizes hold to the byte, losses are measured, and a uniform scheme wins where it is better."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -204,6 +205,18 @@ def test_without_torch_there_is_a_sentence(monkeypatch):
         monkeypatch.delattr(f"gpt54_convert.calibrate.{name}", raising=False)
     with pytest.raises(MeasureError, match=r"pip install 'gpt54-convert\[torch\]'"):
         planned(tiny.make("llama")[1], target_bpw=10.0)
+
+
+def test_the_users_text_is_used_and_a_short_one_refused(tmp_path):
+    text = data.text("heldout")
+    path = tmp_path / "own.txt"
+    path.write_text(text[:120_000], encoding="utf-8")
+    folder = tiny.make("llama")[1]
+    found = planned(folder, target_bpw=10.0, calibration=path)
+    assert found.budget["calibration_text_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_text(text[:300], encoding="utf-8")
+    with pytest.raises(MeasureError, match="cuts the calibration text in three"):
+        planned(folder, target_bpw=10.0, calibration=path)
 
 
 def test_budgets_and_schemes_exclude_each_other():
