@@ -18,6 +18,7 @@ from gpt54_convert.errors import InputError, UsageError
 from gpt54_convert.exporters import manifest as manifests
 from gpt54_convert.quantize.assign import place
 from gpt54_convert.quantize.grids import grid
+from gpt54_convert.quantize.schemes import SCHEMES
 from gpt54_convert.verify.verdict import FAIL, PASS, Check
 
 _PRESERVING = {"smooth", "rotate", "fold", "gate"}  # passes after which a model still answers as before
@@ -59,6 +60,13 @@ class Subject:
         """What changed the weights on purpose before they were stored (`smooth`), as its manifest says."""
         recorded = self.manifest.get("recipe", {}).get("passes", [])
         return tuple(name for step in recorded if isinstance(step, dict) for name in step)
+
+    @property
+    def rounds_inputs_whole(self) -> bool:
+        """Whether what enters a layer is rounded to 8 bits with one scale for all of it (ONNX's w8a8)."""
+        recorded = self.manifest.get("recipe", {}).get("quantize", {})
+        found = SCHEMES.get(str(recorded.get("scheme", "")).lower())
+        return self.container == "onnx" and found is not None and bool(found.activations)
 
     @property
     def calibrated(self) -> bool:

@@ -41,6 +41,8 @@ def measure(
     Raises InputError where the runtime refuses the artifact, UsageError for gates that make no sense.
     """
     kind = metrics.HIDDEN if kind_of(source) == "encoder" else metrics.LOGITS
+    if subject.rounds_inputs_whole and bits is not None:
+        bits = min(bits, gates.WHOLE_INPUTS_BITS)
     wanted = gates.chosen(options, kind, bits, is_superblock(artifact), subject.is_student)
     try:
         module = runners.for_container(subject.container)

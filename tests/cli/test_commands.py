@@ -238,8 +238,8 @@ def test_interrupted_runs_leave_nothing(sent, tmp_path):
         [*map(str, command), "-o", tmp_path / "out"],
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that runs the tests in the background has told its children to ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
+        # A shell in the background has told its children to ignore Ctrl-C, nohup to ignore hang-ups.
+        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
     )
     for _ in range(30_000):
         if list((tmp_path / "out").glob(".partial-*/*/*")) or process.poll() is not None:

@@ -96,7 +96,7 @@ def test_gguf_has_no_such_thing(tmp_path: Path) -> None:
 
 
 def test_verify_passes_and_says_what_it_did_not_compare(tmp_path: Path) -> None:
-    words = ["quantize", "--scheme", "w8a8", "--smooth", "0.5", "-o", str(tmp_path)]
+    words = ["quantize", "--to", "safetensors", "--scheme", "w8a8", "--smooth", "0.5", "-o", str(tmp_path)]
     assert CliRunner().invoke(cli, words).exit_code == 0
     result = CliRunner().invoke(cli, ["verify", str(tmp_path / "safetensors")])
     assert result.exit_code == 0, result.output

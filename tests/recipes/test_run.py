@@ -27,17 +27,28 @@ def hashes(folder):
 
 
 def test_a_line_and_its_file_and_the_plain_command_write_the_same_bytes(tmp_path):
-    words = ("quantize", "--bits", 4, "export", "--to", "gguf", "-o")
+    words = ("quantize", "--bits", 4, "export", "--no-verify", "--to", "gguf", "-o")
     run("pipe", "-q", *words, tmp_path / "line")
     run("pipe", "--save", tmp_path / "r.toml", *words, tmp_path / "file")
     run("run", tmp_path / "r.toml", "-q")
-    run("quantize", "--bits", 4, "--to", "gguf", "-o", tmp_path / "plain", "-q")
+    run("quantize", "--bits", 4, "--to", "gguf", "--no-verify", "-o", tmp_path / "plain", "-q")
     assert hashes(tmp_path / "line/gguf") == hashes(tmp_path / "file/gguf") == hashes(tmp_path / "plain/gguf")
 
 
 def test_a_gate_that_fails_stops_the_job_with_3_and_leaves_nothing(tmp_path):
     pytest.importorskip("torch")
-    words = ("gate", "--demand", "perplexity_ratio<=0.5", "--tokens", 2048, "export", "-o", tmp_path / "out")
+    words = (
+        "gate",
+        "--demand",
+        "perplexity_ratio<=0.5",
+        "--tokens",
+        2048,
+        "export",
+        "--to",
+        "gguf",
+        "-o",
+        tmp_path / "out",
+    )
     done = run("pipe", *words, code=3)
     assert "gate failed: perplexity_ratio" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -45,7 +56,7 @@ def test_a_gate_that_fails_stops_the_job_with_3_and_leaves_nothing(tmp_path):
 
 def test_a_gate_that_passes_says_so(tmp_path):
     pytest.importorskip("torch")
-    words = ("gate", "--demand", "kl_mean<=1e-9", "--tokens", 2048, "export", "--to", "gguf")
+    words = ("gate", "--demand", "kl_mean<=1e-9", "--tokens", 2048, "export", "--to", "gguf", "--no-verify")
     done = run("pipe", *words, "-o", tmp_path / "out")
     assert "gate passed: kl_mean_nats" in done.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["gguf"]
@@ -70,7 +81,9 @@ def test_lines_that_make_no_sense(words, said):
 
 
 def test_a_recipe_can_be_planned(tmp_path):
-    (tmp_path / "r.toml").write_text(f'source = "{data.model_path()}"\n[quantize]\nbits = 4\n')
+    (tmp_path / "r.toml").write_text(
+        f'source = "{data.model_path()}"\n[quantize]\nbits = 4\n[export]\nto = ["gguf"]\n'
+    )
     found = json.loads(run("run", tmp_path / "r.toml", "--dry-run", "--json", cwd=tmp_path).stdout)
     assert found["schema"] == "gpt54-convert/plan/1" and found["artifacts"]
     assert [path.name for path in tmp_path.iterdir()] == ["r.toml"]

@@ -28,7 +28,7 @@ def run(*words, code=0):
 
 
 def export(source, container, folder):
-    run("convert", source, "--dtype", "float32", "--to", container, "-o", folder, "-q")
+    run("convert", source, "--dtype", "float32", "--to", container, "-o", folder, "-q", "--no-verify")
     return folder / container
 
 

@@ -173,3 +173,19 @@ def test_a_tenth_of_little_is_no_reason_to_fail():
     assert gates.judge(relative, found, {"rtn": rtn}).outcome == PASS
     found, rtn = measured("top1_agreement", 0.70, 0.72), measured("top1_agreement", 0.90, 0.91)
     assert gates.judge(relative, found, {"rtn": rtn}).outcome == FAIL
+
+
+def test_inputs_rounded_as_a_whole_are_judged_as_fewer_bits(tmp_path):
+    """ONNX's w8a8 only: its int8 weights alone would be held to the gates of 8 bits."""
+    from gpt54_convert.verify.artifact import Subject
+
+    def subject(container, scheme):
+        recipe = {"quantize": {"scheme": scheme}}
+        return Subject(container, tmp_path, tmp_path, {"recipe": recipe}).rounds_inputs_whole
+
+    assert subject("onnx", "w8a8") and subject("onnx", "W8A8")
+    assert not subject("safetensors", "w8a8") and not subject("onnx", "int8") and not subject("onnx", None)
+    loose = gates.defaults("logits", gates.WHOLE_INPUTS_BITS, False)
+    tight = gates.defaults("logits", 8.5, False)
+    assert [gate.figure for gate in loose] == [gate.figure for gate in tight]
+    assert loose[0].factor == 2e-2 and tight[0].factor == 2e-3
