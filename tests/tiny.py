@@ -9,6 +9,7 @@ name, seed and changes give the same bytes.  `VARIANTS` lists the tricky kinds: 
 from __future__ import annotations
 
 import atexit
+import copy
 import json
 import shutil
 import tempfile
@@ -134,13 +135,13 @@ def make(
     holds the rounded values.
     """
     key = json.dumps([architecture, seed, dtype, changes], sort_keys=True)
-    if folder is None and key in _kept:
-        return _kept[key]
-    goal = folder or _temporary()
-    model = _build(architecture, goal, seed, dtype, changes)
-    if folder is None:
-        _kept[key] = (model, goal)
-    return model, goal
+    if folder is not None:
+        return _build(architecture, folder, seed, dtype, changes), folder
+    if key not in _kept:
+        goal = _temporary()
+        _kept[key] = (_build(architecture, goal, seed, dtype, changes), goal)
+    model, goal = _kept[key]
+    return copy.deepcopy(model), goal  # what one test does to its model is no other's business
 
 
 def _temporary() -> Path:

@@ -43,15 +43,22 @@ class _Sums:
         )
 
 
+# Beyond so many columns a moment takes a quarter of a gigabyte: one is kept, and no drift.
+LARGE = 4096
+
+
 class Collector:
     """Statistics of the matrices of one layer (or of one head).
 
     modules: by tensor name.  moments: collect [in, in] moments too.  drift: compare with the float model,
-    whose inputs `original` has seen for the same batch.
+    whose inputs `original` has seen for the same batch.  large: count matrices of more than LARGE columns.
     Matrices that are fed the very same tensor share one object.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], moments: bool, drift: bool) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], moments: bool, drift: bool, large: bool = True
+    ) -> None:
+        self._large = large
         self._modules, self._moments, self._drift = modules, moments, drift
         self._leader: dict[str, str] = {}  # tensor -> the first one with the same input
         self._sums: dict[str, _Sums] = {}
@@ -74,6 +81,8 @@ class Collector:
         if not self._leader:
             self._find_leaders(seen)
         for name in dict.fromkeys(self._leader.values()):
+            if not self._large and seen[name].shape[-1] > LARGE:
+                continue
             self.add(name, seen[name], self._original.get(name))
         self._original = {}
 
@@ -88,7 +97,7 @@ class Collector:
         if name not in self._sums:
             count = x.shape[1]
             moment = torch.zeros(count, count) if self._moments else None
-            drift = torch.zeros(count, count) if self._drift else None
+            drift = torch.zeros(count, count) if self._drift and count <= LARGE else None
             self._sums[name] = _Sums(torch.zeros(count), torch.zeros(count), moment, drift)
             self._leader.setdefault(name, name)
         self._sums[name].add(x, None if original is None else original.reshape(x.shape).float())

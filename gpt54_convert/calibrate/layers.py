@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.hooks import attach_align_device_hook
 from torch import nn
 from torch.func import functional_call
 
 from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import UnsupportedError
 from gpt54_convert.forward.batch import Batch
 from gpt54_convert.forward.torch_model import Weights, build, inputs
@@ -96,6 +98,26 @@ class _Place(nn.Module):
         return self.owner.visit(self.layer, values)
 
 
+class _Rows(nn.Module):
+    """Stands where an embedding stood, and reads only the rows that a batch asks for."""
+
+    def __init__(self, embedding: nn.Module, table: LazyTensor) -> None:
+        super().__init__()
+        self.__dict__.update(embedding=embedding, table=table)  # no submodules: hooks would load all rows
+        setattr(embedding, "padding_idx", None)  # noqa: B010 - torch would check it against the rows it gets
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["embedding"], name)
+
+    def forward(self, ids: torch.Tensor) -> Any:
+        wanted, places = torch.unique(ids, return_inverse=True)
+        rows = np.concatenate([self.table.float_rows(row, row + 1) for row in wanted.tolist()])
+        return functional_call(self.embedding, {"weight": torch.from_numpy(rows)}, (places,))
+
+
 class LayeredModel:
     """A checkpoint's model, its layers apart; `stacks` are in the order in which they run."""
 
@@ -105,12 +127,22 @@ class LayeredModel:
         self.stacks: list[list[Layer]] = [self._take_apart(name) for name in _stack_names(self.model)]
         if not self.stacks:
             raise UnsupportedError("this model has no stack of layers that could be walked through")
+        self._read_rows_only(checkpoint)
         self._mode, self._visited, self._replayed = "", [], {}  # type: ignore[var-annotated]
         self._goal: Layer | None = None
         outer = Weights(checkpoint, self.model, torch.float32, keep_bytes=1 << 28)
         attach_align_device_hook(
             self.model, execution_device=torch.device("cpu"), offload=True, weights_map=outer
         )
+
+    def _read_rows_only(self, checkpoint: Checkpoint) -> None:
+        """A vocabulary's table may be larger than all else that is held: take the rows of each batch."""
+        vocabulary = int(checkpoint.config.get("vocab_size") or 0)
+        for name, module in list(self.model.named_modules(remove_duplicate=False)):
+            if isinstance(module, nn.Embedding) and module.num_embeddings == vocabulary:
+                parent, _, own = name.rpartition(".")
+                table = checkpoint.tensors[self.weights.source(f"{name}.weight")]
+                setattr(self.model.get_submodule(parent), own, _Rows(module, table))
 
     def _take_apart(self, name: str) -> list[Layer]:
         modules = self.model.get_submodule(name)

@@ -118,7 +118,9 @@ class Walk:
     def _collect(
         self, layer: Layer, stream: Stream, plain: Stream | None, parameters: Parameters, visitor: Visitor
     ) -> tuple[dict[str, Seen], bool]:
-        fit, held = (Collector(layer.matrices(), visitor.moments, visitor.drift) for _ in range(2))
+        fit, held = (
+            Collector(layer.matrices(), visitor.moments, visitor.drift, large) for large in (True, False)
+        )
         keep = visitor_keeps(visitor)
         for index in range(len(self._batches)):
             collector = held if index in self._held else fit

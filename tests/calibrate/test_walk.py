@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from gpt54_convert import archs, loaders
-from gpt54_convert.calibrate import text
+from gpt54_convert.calibrate import collect, text
 from gpt54_convert.calibrate.options import Calibration
 from gpt54_convert.calibrate.walk import Walk
 from gpt54_convert.core.report import Report
@@ -139,6 +139,18 @@ def test_cross_attention_meets_the_changed_encoder(tmp_path):
     met = visitor.seen[name]
     found = met.fit.moment * met.fit.tokens + met.held.moment * met.held.tokens
     np.testing.assert_allclose(found, reference, atol=1e-4 * np.abs(reference).max())
+
+
+def test_wide_matrices_cost_one_moment(tmp_path, monkeypatch):
+    """Those of more columns than LARGE are judged by what they were fitted to, and know no drift."""
+    monkeypatch.setattr(collect, "LARGE", 90)
+    _, folder = tiny.make("llama")
+    checkpoint = loaders.load(folder)
+    visitor = Visitor(0.9)
+    Walk(checkpoint, batches(checkpoint), tmp_path, Report()).run(visitor)
+    wide, narrow = (visitor.seen[f"model.layers.1.mlp.{name}_proj.weight"] for name in ("down", "up"))
+    assert wide.held is wide.fit and wide.fit.drift is None and wide.fit.moment is not None
+    assert narrow.held is not narrow.fit and narrow.fit.drift is not None
 
 
 def test_an_activation_that_is_not_finite_is_named(tmp_path):

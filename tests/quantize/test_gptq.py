@@ -168,6 +168,15 @@ def test_statistics_are_demanded(method):
         solver(method)(weights(2)[:, :256].copy(), grid("int4-g32"), statistics(inputs("white")))
 
 
+def test_the_factor_is_that_of_the_inverse_in_any_order():
+    moment = _moment.damped(statistics(inputs("correlated")))
+    order = np.random.default_rng(1).permutation(COLUMNS)
+    factor = _moment.inverse_factor(moment, order).astype(np.float64)
+    expected = np.linalg.inv(moment[np.ix_(order, order)])
+    assert (np.tril(factor, -1) == 0).all()
+    np.testing.assert_allclose(factor.T @ factor, expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_a_singular_moment_is_damped_until_it_is_not():
     moment = np.ones((64, 64)) * 4
     factor = _moment.inverse_factor(moment, np.arange(64))

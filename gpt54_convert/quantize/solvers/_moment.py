@@ -16,6 +16,7 @@ Order = NDArray[np.intp]
 
 DAMPING = 0.01  # part of the mean of the diagonal that is added to it; more where that does not suffice
 _TRIES = 7
+_SMALL = 128
 _LARGE = 4096  # columns; beyond these float64 would take gigabytes
 
 
@@ -46,19 +47,33 @@ def inverse_factor(moment: Doubles, order: Order) -> Floats:
     Raises InputError where even that fails (the moment is not one).
     """
     backwards = order[::-1]
-    turned = moment[np.ix_(backwards, backwards)]
-    extra = DAMPING * float(np.diagonal(turned).mean())
+    extra, mean = 0.0, float(np.diagonal(moment).mean())
     for _ in range(_TRIES):
+        turned = moment[np.ix_(backwards, backwards)]
+        np.fill_diagonal(turned, np.diagonal(turned) + extra)
         try:
-            lower = np.linalg.cholesky(turned)
-            factor = np.linalg.inv(lower[::-1, ::-1])
-            if np.isfinite(factor).all():
-                return np.ascontiguousarray(np.triu(factor), np.float32)
+            factor = np.linalg.cholesky(turned)[::-1, ::-1]
+            del turned  # of 8192 columns, each of these takes a quarter of a gigabyte
+            _invert(factor)
+            if np.isfinite(np.diagonal(factor)).all() and np.isfinite(factor[0]).all():
+                return np.ascontiguousarray(factor, np.float32)
         except np.linalg.LinAlgError:
             pass
-        np.fill_diagonal(turned, np.diagonal(turned) + extra)
-        extra *= 10
+        extra = 10 * extra or DAMPING * mean
     raise InputError("the moments of the activations are no moments; collect the statistics again")
+
+
+def _invert(upper: NDArray[np.floating]) -> None:
+    """Invert an upper triangular matrix in place, by halves."""
+    count = len(upper)
+    if count <= _SMALL:
+        upper[:] = np.triu(np.linalg.inv(upper))
+        return
+    half = count // 2
+    first, corner, last = upper[:half, :half], upper[:half, half:], upper[half:, half:]
+    _invert(first)
+    _invert(last)
+    corner[:] = -(first @ corner) @ last
 
 
 def wanted(weight: Floats, statistics: Statistics) -> Floats:
