@@ -23,6 +23,7 @@ class Group:
     before_bytes: int
     after_bytes: int
     relative_error: float
+    sensitivity: float | None  # the estimated loss, where a budget chose the grids
 
 
 def groups(tensors: Sequence[Mapping[str, Any]]) -> list[Group]:
@@ -52,6 +53,7 @@ def _group(role: str, name: str, rows: Sequence[Mapping[str, Any]]) -> Group:
         sum(row["source_bytes"] for row in rows),
         after,
         error,
+        sum(row["sensitivity"] for row in rows) if all("sensitivity" in row for row in rows) else None,
     )
 
 

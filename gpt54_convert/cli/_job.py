@@ -13,7 +13,7 @@ from gpt54_convert.cli._options import resolve_model
 from gpt54_convert.cli._terminal import TerminalReport, print_json, print_table, size_text
 from gpt54_convert.cli._verdict import verdict_line
 
-_HEADER = ("tensors", "grid", "count", "weights", "bpw", "before", "after", "rel. error")
+_HEADER = ("tensors", "grid", "count", "weights", "bpw", "before", "after", "rel. error", "est. loss")
 
 
 def do(
@@ -102,7 +102,7 @@ def _plan(recipe: Any, as_json: bool, report: TerminalReport) -> None:
     for artifact in found["artifacts"]:
         title = f"{artifact['container']}: {artifact['scheme']} (plan, nothing is written)"
         rows = [
-            (row["name"], row["role"], row["grid"], str(row["shape"]), row.get("reason", ""))
+            (row["name"], row["role"], row["grid"], str(row["shape"]), _why(row))
             for row in artifact["tensors"]
         ]
         print_table(title, ("tensor", "role", "grid", "shape", "why"), rows)
@@ -111,6 +111,13 @@ def _plan(recipe: Any, as_json: bool, report: TerminalReport) -> None:
     free = size_text(found["disk_free_bytes"])
     verdict = "enough" if found["disk_enough"] else "NOT enough"
     click.echo(f"  disk: {free} free at {recipe.export.output}, {verdict}")
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    """Why a tensor left its scheme, or what a budget expects its grid to cost."""
+    if "sensitivity" in row:
+        return f"est. loss {row['sensitivity']:.2g}"
+    return str(row.get("reason", ""))
 
 
 def _as_dict(artifact: Any) -> dict[str, Any]:
@@ -142,6 +149,7 @@ def _print(
             size_text(group.before_bytes),
             size_text(group.after_bytes),
             f"{group.relative_error:.4f}" if group.relative_error else "0",
+            "" if group.sensitivity is None else f"{group.sensitivity:.2g}",
         )
         for group in groups(tensors)
     ]
@@ -156,9 +164,11 @@ def _print(
             size_text(before),
             size_text(totals["size_bytes"]),
             "",
+            "",
         )
     )
-    print_table(title, _HEADER, rows, numbers=6)
+    columns = len(_HEADER) - (not any(row[-1] for row in rows))
+    print_table(title, _HEADER[:columns], [row[:columns] for row in rows], numbers=columns - 2)
     for reason, names in reasons(tensors).items():
         named = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
         report.note(f"{title}: {named} stored otherwise ({reason})")

@@ -17,6 +17,7 @@ from gpt54_convert.core.report import Report
 from gpt54_convert.errors import MeasureError, UnsupportedError, UsageError
 from gpt54_convert.plan import plan
 from gpt54_convert.recipe import Export, Quantize, Recipe
+from gpt54_convert.summary import groups
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +108,7 @@ def test_target_size_takes_units_and_refuses_nonsense():
 
 
 def test_equal_recipes_give_equal_plans():
-    folder = tiny.make("gpt54")[1]
+    folder = tiny.make("llama")[1]
     first, second = (planned(folder, target_bpw=9.0) for _ in range(2))
     assert first.assignments == second.assignments
     assert dict(first.losses) == dict(second.losses)
@@ -197,6 +198,42 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path):
     assert any("sensitivity" in row for row in artifact["tensors"])
     assert not (tmp_path / "out").exists()
     json.dumps(shown)
+
+
+def test_the_tables_show_what_each_role_and_tensor_costs(tmp_path):
+    from click.testing import CliRunner
+
+    from gpt54_convert.cli import cli
+
+    words = [
+        "quantize",
+        str(tiny.make("llama")[1]),
+        "--target-bpw",
+        "10",
+        "--to",
+        "gguf",
+        "-o",
+        str(tmp_path),
+    ]
+    dry = CliRunner().invoke(cli, [*words, "--dry-run"])
+    assert dry.exit_code == 0 and "est. loss" in dry.stdout and "exact size" in dry.stdout
+    assert "calibration tokens held back" in dry.stderr
+    plain = CliRunner().invoke(cli, [*words[:2], "--bits", "4", *words[4:], "--dry-run"])
+    assert "est. loss" not in plain.stdout
+    folded = groups(
+        [
+            {
+                "role": "ffn.up",
+                "grid": "q8_0",
+                "shape": [4, 32],
+                "source_bytes": 9,
+                "relative_error": 0.1,
+                **extra,
+            }
+            for extra in ({"sensitivity": 0.25}, {"sensitivity": 0.5})
+        ]
+    )
+    assert folded[0].sensitivity == 0.75
 
 
 def test_without_torch_there_is_a_sentence(monkeypatch):

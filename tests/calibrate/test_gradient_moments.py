@@ -69,6 +69,7 @@ def test_equal_plain_autograd(kind):
     assert checked >= 8
 
 
+@pytest.mark.slow
 def test_half_of_the_weighted_error_is_the_divergence_of_a_small_change():
     """The head's own rounding, where the estimate is exact but for the second order and the labels drawn."""
     from gpt54_convert.calibrate.loss import Loss
