@@ -11,6 +11,7 @@ from gpt54_convert.core.options import option, to_dict
 from gpt54_convert.core.passes import Pass, as_dict
 from gpt54_convert.errors import UsageError
 from gpt54_convert.quantize.schemes import BITS, SCHEMES
+from gpt54_convert.verify.options import VerifyOptions
 
 LAYOUTS = ("optimum", "transformers.js")
 DTYPES = ("keep", "float32", "float16", "bfloat16")
@@ -138,12 +139,16 @@ class Export:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Load `source`, apply every pass in turn, then `step`, write artifacts."""
+    """Load `source`, apply every pass in turn, then `step`, write artifacts, and verify them.
+
+    verify: how thoroughly, once they are written; None leaves it at the quick look.
+    """
 
     source: Path
     step: Quantize | Convert
     export: Export
     passes: tuple[Pass, ...] = ()
+    verify: VerifyOptions | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What decides the artifacts' bytes, for the manifest."""

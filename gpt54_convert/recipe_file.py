@@ -30,6 +30,7 @@ from gpt54_convert.core.options import to_dict
 from gpt54_convert.core.passes import Pass
 from gpt54_convert.errors import InputError, UsageError
 from gpt54_convert.recipe import Convert, Export, Quantize, Recipe
+from gpt54_convert.verify.options import VerifyOptions
 
 # What a [[pass]] may be called: the module and class of each.
 PASSES = {
@@ -41,7 +42,7 @@ PASSES = {
 }
 STEPS = {"quantize": Quantize, "convert": Convert}
 _KINDS = {"int": int, "float": float, "str": str, "bool": bool}
-_TABLES = ("source", "pass", *STEPS, "export")
+_TABLES = ("source", "pass", *STEPS, "export", "verify")
 
 
 def pass_class(name: str) -> type[Any]:
@@ -82,6 +83,9 @@ def from_dict(content: Mapping[str, Any], where: str, folder: Path) -> Recipe:
         _options(STEPS[name], content.get(name, {}), f"{where}: [{name}]", folder),
         _options(Export, content.get("export", {}), f"{where}: [export]", Path()),
         tuple(_passes(content.get("pass", []), where, folder)),
+        _options(VerifyOptions, content["verify"], f"{where}: [verify]", folder)
+        if "verify" in content
+        else None,
     )
 
 
@@ -94,6 +98,8 @@ def dumps(recipe: Recipe) -> str:
         tables["pass"] = [{"name": pass_name(step), **_changed(step)} for step in recipe.passes]
     tables[type(recipe.step).__name__.lower()] = _changed(recipe.step)
     tables["export"] = _changed(recipe.export)
+    if recipe.verify is not None:
+        tables["verify"] = _changed(recipe.verify)
     return tomli_w.dumps(tables)
 
 

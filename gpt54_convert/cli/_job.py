@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,15 @@ def do_recipe(recipe: Any, dry_run: bool, as_json: bool, report: TerminalReport)
         return
     from gpt54_convert import pipeline
 
-    show(pipeline.run(recipe, report), recipe, as_json, report)
+    artifacts = pipeline.run(recipe, report)
+    if recipe.verify is not None:
+        from gpt54_convert.verify import verify
+
+        artifacts = [
+            replace(artifact, verdict=verify(artifact.folder, None, recipe.verify, report))
+            for artifact in artifacts
+        ]
+    show(artifacts, recipe, as_json, report)
 
 
 def show(artifacts: Sequence[Any], recipe: Any, as_json: bool, report: TerminalReport) -> None:
@@ -58,12 +67,15 @@ def show(artifacts: Sequence[Any], recipe: Any, as_json: bool, report: TerminalR
         for artifact in artifacts:
             _print(f"{artifact.container}: {artifact.label}", artifact.tensors, artifact.totals, report)
             click.echo("\n".join(f"  {path}" for path in artifact.files))
-            click.echo(f"  {verdict_line(artifact.verdict)}\n")
-    _conclude(artifacts, report)
+            click.echo(f"  {verdict_line(artifact.verdict, recipe.verify is not None)}\n")
+    _conclude(artifacts, report, recipe.verify is not None)
 
 
-def _conclude(artifacts: Sequence[Any], report: TerminalReport) -> None:
-    """Say what could not be measured in one note; exit with 3 where a verdict is `fail`."""
+def _conclude(artifacts: Sequence[Any], report: TerminalReport, thorough: bool) -> None:
+    """Say what could not be measured in one note; exit with 3 where a verdict is `fail`.
+
+    Where verifying was asked for, what could not be measured exits with 4.
+    """
     from gpt54_convert.verify.verdict import FAIL, UNKNOWN
 
     verdicts = [(artifact.folder, artifact.verdict) for artifact in artifacts if artifact.verdict]
@@ -90,6 +102,8 @@ def _conclude(artifacts: Sequence[Any], report: TerminalReport) -> None:
         )
     if failed:
         sys.exit(3)
+    if thorough and any(verdict.outcome == UNKNOWN for _, verdict in verdicts):
+        sys.exit(4)
 
 
 def _plan(recipe: Any, as_json: bool, report: TerminalReport) -> None:

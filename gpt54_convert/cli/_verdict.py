@@ -48,8 +48,8 @@ def show(verdict: Verdict, verbose: bool) -> None:
     click.secho(f"Verdict: {word}", fg=colour, bold=True)
 
 
-def verdict_line(verdict: Verdict | None) -> str:
-    """The quick look at something written, in one line."""
+def verdict_line(verdict: Verdict | None, thorough: bool = False) -> str:
+    """The look at something written, in one line."""
     if verdict is None:
         return "not verified"
     from gpt54_convert.verify.quick import outcomes
@@ -65,7 +65,8 @@ def verdict_line(verdict: Verdict | None) -> str:
         parts.append(f"NMSE {figures['hidden_nmse']}, cosine {figures['cosine_mean']}")
     elif skipped:
         parts.append(f"outputs skipped: {skipped}")
-    return f"verified quickly: {word} ({', '.join(parts)})"
+    how = "verified" if thorough else "verified quickly"
+    return f"{how}: {word} ({', '.join(parts)})"
 
 
 def _first(split: Mapping[str, Any]) -> Mapping[str, Any]:

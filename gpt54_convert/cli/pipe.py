@@ -39,16 +39,19 @@ class _Words(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         from gpt54_convert.recipe_file import PASSES, STEPS
 
-        return ["load", *PASSES, *STEPS, "export"]
+        return ["load", *PASSES, *STEPS, "export", "verify"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         from gpt54_convert import recipe_file
         from gpt54_convert.recipe import Export
+        from gpt54_convert.verify.options import VerifyOptions
 
         if cmd_name == "load":
             return _load
         if cmd_name == "export":
             return _part("export", Export, "Where artifacts go, and in which containers.")
+        if cmd_name == "verify":
+            return _part("verify", VerifyOptions, "Verify every artifact thoroughly, by these gates.")
         if cmd_name in recipe_file.STEPS:
             return _part(cmd_name, recipe_file.STEPS[cmd_name])
         if cmd_name in recipe_file.PASSES:
@@ -61,10 +64,10 @@ class _Words(click.Group):
 @click.option("--dry-run", is_flag=True, help="Print the plan, sizes and memory; write nothing.")
 @output_options
 def command(**_: Any) -> None:
-    """A whole job on one line: load, passes in their order, quantize or convert, export.
+    """A whole job on one line: load, passes in their order, quantize or convert, export, verify.
 
     Options of `pipe` itself come before the first word.  Example: `pipe load my-llama prune --layers 12
-    gate --demand 'perplexity_ratio<=2' quantize --bits 4 export --to gguf`.
+    gate --demand 'perplexity_ratio<=2' quantize --bits 4 export --to gguf verify`.
     """
 
 
@@ -107,7 +110,8 @@ def _recipe(parts: Sequence[Part]) -> Any:
             raise UsageError("pipe: load comes first")
         found[slot] = value
     source = found.get("load") or data.model_path()
-    return Recipe(source, found.get("step") or Convert(), found.get("export") or Export(), tuple(passes))
+    step, export = found.get("step") or Convert(), found.get("export") or Export()
+    return Recipe(source, step, export, tuple(passes), found.get("verify"))
 
 
 def write_new(path: Path, text: str, option: str = "--save") -> None:

@@ -7,6 +7,7 @@ import pytest
 from gpt54_convert import recipe_file
 from gpt54_convert.errors import ConvertError, InputError, UsageError
 from gpt54_convert.recipe import Convert, Export, Quantize, Recipe
+from gpt54_convert.verify.options import VerifyOptions
 from gpt54_convert.verify.stage import Gate
 
 FULL = """
@@ -25,6 +26,9 @@ keep = ["head=q8_0"]
 to = ["gguf"]
 output = "out"
 shard-size = "2GB"
+
+[verify]
+gate = ["kl_mean<=0.05"]
 """
 
 
@@ -41,6 +45,7 @@ def test_every_table_becomes_its_dataclass(tmp_path):
         Quantize(bits=4, keep=("head=q8_0",)),
         Export(to=("gguf",), output=Path("out"), shard_size="2GB"),
         (Gate(demand=("perplexity_ratio<=1.5", "top1>=0.5"), tokens=600),),
+        VerifyOptions(gate=("kl_mean<=0.05",)),
     )
 
 

@@ -87,3 +87,15 @@ def test_a_recipe_can_be_planned(tmp_path):
     found = json.loads(run("run", tmp_path / "r.toml", "--dry-run", "--json", cwd=tmp_path).stdout)
     assert found["schema"] == "gpt54-convert/plan/1" and found["artifacts"]
     assert [path.name for path in tmp_path.iterdir()] == ["r.toml"]
+
+
+@pytest.mark.slow
+def test_a_line_can_end_in_a_verdict(tmp_path):
+    """Of the safetensors folder, in transformers; a gate that no 4-bit model keeps exits with 3."""
+    pytest.importorskip("compressed_tensors")
+    words = ("quantize", "--bits", 4, "export", "--no-verify", "--to", "safetensors", "-o")
+    some = ("verify", "--level", "outputs", "--tokens", 2048, "--gate")
+    done = run("pipe", *words, tmp_path / "a", *some, "kl_mean<=0.5")
+    assert "verified: pass" in done.stdout
+    done = run("pipe", "--json", *words, tmp_path / "b", *some, "kl_mean<=1e-5", code=3)
+    assert json.loads(done.stdout)["artifacts"][0]["verification"]["verdict"] == "fail"
