@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_onnx.py --sizes 0.1 1
 
-Every run is a process of its own, measured by the operating system (wait4).  `--parts` also says what the
-process holds after importing torch and after tracing, so that it shows where the peak comes from.
+Every run is a process of its own, measured by the operating system (wait4).  The exporter's own check of the
+graphs is included; verifying the artifact beside the float model afterwards is only with `--verify`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["0.1", "1"], choices=SIZES)
     parser.add_argument("--scheme", default="int4")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--verify", action="store_true", help="verify what was written, as quantize does by default"
+    )
     parser.add_argument("--folder", type=Path, help="keep models and artifacts here")
     args = parser.parse_args()
     print("size   parameters  scheme       s    CPU s  peak MB  artifact MB")
@@ -32,6 +35,7 @@ def main() -> None:
             count = make(size, model)
             command = [sys.executable, "-m", "gpt54_convert", "quantize", str(model), "--scheme", args.scheme]
             command += ["--to", "onnx", "-q", "-o", str(output), "--threads", str(args.threads)]
+            command += [] if args.verify else ["--no-verify"]
             seconds, cpu, peak = measure(command)
             written = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
             print(

@@ -15,6 +15,7 @@ import tiny
 # parameters in billions -> (width, ffn, layers, heads, kv_heads); rows divide by 256 as in real models
 SHAPES = {
     "0.1": (768, 2048, 12, 12, 4),
+    "0.2": (1024, 2816, 12, 16, 8),
     "0.5": (1024, 4096, 28, 16, 8),
     "1": (2048, 5632, 22, 32, 4),
     "3": (3072, 8192, 28, 24, 8),
@@ -24,10 +25,10 @@ VOCABULARY = 32_000
 _PATTERN = 1 << 23  # elements; repeated with a shift, so that no two tensors are alike
 
 
-def _shapes(size: str) -> dict[str, tuple[int, ...]]:
+def _shapes(size: str, vocabulary: int) -> dict[str, tuple[int, ...]]:
     width, ffn, layers, heads, kv_heads = SHAPES[size]
     kv = width // heads * kv_heads
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, width)}
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width)}
     for i in range(layers):
         stem = f"model.layers.{i}."
         found |= {
@@ -41,10 +42,10 @@ def _shapes(size: str) -> dict[str, tuple[int, ...]]:
             stem + "mlp.up_proj.weight": (ffn, width),
             stem + "mlp.down_proj.weight": (width, ffn),
         }
-    return {**found, "model.norm.weight": (width,), "lm_head.weight": (VOCABULARY, width)}
+    return {**found, "model.norm.weight": (width,), "lm_head.weight": (vocabulary, width)}
 
 
-def write(size: str, folder: Path, seed: int = 0) -> int:
+def write(size: str, folder: Path, seed: int = 0, vocabulary: int = VOCABULARY) -> int:
     """A model folder of about `size` billion parameters (a key of SHAPES); returns its parameter count."""
     width, ffn, layers, heads, kv_heads = SHAPES[size]
     _, small = tiny.make("llama")
@@ -58,12 +59,12 @@ def write(size: str, folder: Path, seed: int = 0) -> int:
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": width // heads,
-        "vocab_size": VOCABULARY,
+        "vocab_size": vocabulary,
         "dtype": "bfloat16",
     }
     (folder / "config.json").write_text(json.dumps(config))
     header, offset = {}, 0
-    for name, shape in _shapes(size).items():
+    for name, shape in _shapes(size, vocabulary).items():
         end = offset + 2 * int(np.prod(shape))
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
