@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -95,6 +95,8 @@ def _export(recipe: Recipe, checkpoint: Checkpoint, context: Context) -> list[Ar
     check_free(recipe.export.output, names, recipe.export.overwrite, checkpoint.source.files)
     check_space(recipe.export.output, sum(planned.size_bytes for planned in plans))
     details = {**recipe.to_dict(), **_calibrate(plans, recipe, checkpoint, context)}
+    plans, measured = _measured(plans, recipe, checkpoint, context)
+    details |= measured
     texts = overlap.record(_fitted(recipe))
     if texts:
         details["fitted_to"] = texts
@@ -136,6 +138,23 @@ def _calibrate(
         context.threads,
     )
     return {"calibration": facts}
+
+
+def _measured(
+    plans: list[ContainerPlan], recipe: Recipe, checkpoint: Checkpoint, context: Context
+) -> tuple[list[ContainerPlan], dict[str, Any]]:
+    """The plans with the ranges of activations that they lack; what those were measured on, for manifests."""
+    if not isinstance(recipe.step, Quantize) or all(planned.options.ranges is None for planned in plans):
+        return plans, {}
+    from gpt54_convert.calibrate import ranges
+
+    names = {name for planned in plans for name in planned.options.ranges or ()}
+    found, facts = ranges.measure(checkpoint, names, recipe.step, context.report, context.threads)
+    plans = [
+        replace(planned, options=replace(planned.options, ranges=planned.options.ranges and found))
+        for planned in plans
+    ]
+    return plans, {"activation_ranges": facts}
 
 
 def _verified(

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from gpt54_convert.calibrate import ranges
 from gpt54_convert.calibrate.solution import Solution, Solutions
 from gpt54_convert.core import discover
 from gpt54_convert.core.checkpoint import Checkpoint
@@ -178,6 +179,7 @@ def _plan_one(
 ) -> ContainerPlan:
     wanted = recipe.step.schemes if search is None else ()
     chosen = _scheme_for(name, wanted) if wanted else None  # before libraries are imported in vain
+    ranges.check(name, recipe.step, hasattr(exporter(name), "FIXED_RANGES"))
     refuses = partial(exporter(name).refuses, checkpoint=checkpoint)
     left_out = set(exporter(name).leaves_out(checkpoint))
     checkpoint = checkpoint.with_tensors({k: t for k, t in checkpoint.tensors.items() if k not in left_out})
@@ -223,6 +225,7 @@ def _laid_out(
         pre=recipe.export.pre,
         shard_bytes=parse_size(recipe.export.shard_size) if recipe.export.shard_size else None,
         activations=_activations(label),
+        ranges=ranges.unmeasured(recipe.step, assignments),
         layout=recipe.export.layout,
     )
     placed = checkpoint.with_tensors({key: tensor for key, (tensor, _) in made.items()})

@@ -14,6 +14,7 @@ from gpt54_convert.quantize.schemes import BITS, SCHEMES
 from gpt54_convert.verify.options import VerifyOptions
 
 LAYOUTS = ("optimum", "transformers.js")
+ACTIVATIONS = ("dynamic", "static")
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 
 
@@ -56,6 +57,12 @@ class Quantize(Calibration):
         metavar="NATS",
         number=True,
     )
+    activations: str = option(
+        "dynamic",
+        "For w8a8, how what enters a matrix is rounded: scaled as it comes, or (static, ONNX) by the range "
+        "measured on the calibration text.",
+        choices=ACTIVATIONS,
+    )
     keep: tuple[str, ...] = option(
         (), "Put a role on a grid of your own, e.g. head=q8_0, 'ffn.*'=float16.", metavar="ROLE=GRID"
     )
@@ -78,6 +85,17 @@ class Quantize(Calibration):
             )
         if self.bits is not None and self.bits not in BITS:
             raise UsageError(f"--bits {self.bits} is not one of {', '.join(map(str, BITS))}")
+        self._check_activations()
+
+    def _check_activations(self) -> None:
+        if self.activations not in ACTIVATIONS:
+            raise UsageError(f"--activations {self.activations!r} is not one of {', '.join(ACTIVATIONS)}")
+        rounding = [name for name, found in SCHEMES.items() if found.activations]
+        if self.activations == "static" and (self.scheme or "").lower() not in rounding:
+            raise UsageError(
+                f"--activations static is for schemes that round activations; add --scheme "
+                f"{' or '.join(rounding)}, or leave it out"
+            )
 
     def _choosers(self) -> dict[str, int | float | str | None]:
         return {

@@ -61,6 +61,8 @@ RUNTIMES = {
     "calibrate.layers": {"torch", "accelerate"},
     "calibrate.stream": {"torch"},
     "calibrate.walk": {"torch"},
+    "calibrate.ranges": {"torch"},  # for types alone
+    "calibrate.watch": {"torch"},
     "calibrate.gradients": {"torch", "transformers"},
     "calibrate.loss": {"torch"},
     "verify.runners.transformers_packed": {"torch", "transformers", "compressed_tensors"},

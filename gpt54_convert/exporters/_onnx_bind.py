@@ -18,6 +18,7 @@ from gpt54_convert.errors import UnsupportedError
 from gpt54_convert.exporters import _onnx_int8
 from gpt54_convert.exporters._hf_folder import stored_grid
 from gpt54_convert.exporters._onnx_store import CODES, SCALES, VALUES, ZERO_POINTS, Part
+from gpt54_convert.exporters._sink import SinkOptions
 from gpt54_convert.packing.onnx import block_size
 
 DOMAIN = "com.microsoft"
@@ -32,18 +33,18 @@ def bind(
     view: LazyTensor,
     parts: Mapping[str, Part],
     turned: bool,
-    activations: str = "",
+    options: SinkOptions,
 ) -> None:
     """Replace the initialiser `value` by what is stored of `view`.
 
     turned: the graph holds the matrix as [in, out] (transformers' Conv1D).
-    activations: the grid of those matrices whose inputs are rounded to 8 bits too, or nothing.
+    options: which matrices' inputs are rounded to 8 bits too, and how.
     Raises UnsupportedError where codes are used by an operator that has no form for them.
     """
     if VALUES in parts:
         _bind_floats(graph, value, view.name, parts[VALUES], turned)
     else:
-        _bind_codes(graph, value, view, parts, turned, view.grid == activations)
+        _bind_codes(graph, value, view, parts, turned, options)
     graph.initializers.pop(value.name or "", None)
 
 
@@ -69,7 +70,7 @@ def _bind_codes(
     view: LazyTensor,
     parts: Mapping[str, Part],
     turned: bool,
-    rounded: bool,
+    options: SinkOptions,
 ) -> None:
     graph.opset_imports.setdefault(DOMAIN, 1)
     for node, index in list(value.uses()):
@@ -77,10 +78,10 @@ def _bind_codes(
             _gather(graph, node, view, parts)
         elif node.op_type == "Transpose" and not turned:
             for user, place in list(node.outputs[0].uses()):
-                _multiply(graph, user, place, view, parts, True, rounded)
+                _multiply(graph, user, place, view, parts, True, options)
             graph.remove(node, safe=True)
         else:
-            _multiply(graph, node, index, view, parts, turned, rounded)
+            _multiply(graph, node, index, view, parts, turned, options)
 
 
 def _multiply(
@@ -90,17 +91,20 @@ def _multiply(
     view: LazyTensor,
     parts: Mapping[str, Part],
     stands: bool,
-    rounded: bool,
+    options: SinkOptions,
 ) -> None:
-    """A product with the matrix; `stands`: `node` reads it as [in, out]; `rounded`: in integers."""
+    """A product with the matrix; `stands`: `node` reads it as [in, out]."""
     plain = node.op_type == "MatMul" and stands
     gemm = node.op_type == "Gemm" and _flag(node, "transB") == (not stands) and not _flag(node, "transA")
     if index != 1 or not (plain or gemm):
         raise _unfit(node, view)
-    if rounded:
+    if view.grid == options.activations:
         codes = _stored(graph, f"{view.name}.rows", parts[CODES], parts[CODES].shape)
         scales = _stored(graph, f"{view.name}.{SCALES}", parts[SCALES], parts[SCALES].shape)
-        _onnx_int8.multiply(graph, node, codes, scales, view.name)
+        if options.ranges is None:
+            _onnx_int8.multiply(graph, node, codes, scales, view.name)
+        else:
+            _onnx_int8.multiply_fixed(graph, node, codes, scales, view.name, options.ranges)
         return
     target = stored_grid(view.grid or "")
     block = block_size(target, view.columns)

@@ -20,10 +20,12 @@ from gpt54_convert.exporters import _onnx_bind, _onnx_fuse, _onnx_merge, _onnx_t
 from gpt54_convert.exporters._onnx_layout import MERGED, Layout
 from gpt54_convert.exporters._onnx_store import Store
 from gpt54_convert.exporters._onnx_trace import Traced
+from gpt54_convert.exporters._sink import SinkOptions
 
 REWRITES: list[Callable[[Traced, Checkpoint], None]] = [_onnx_fuse.rewrite]
 PRODUCER = "gpt54-convert"
 _PLAIN = Layout()
+_NO_OPTIONS = SinkOptions("", "")
 
 
 def files(
@@ -32,13 +34,13 @@ def files(
     store: Store,
     dtype: str,
     names: Layout = _PLAIN,
-    activations: str = "",
+    options: SinkOptions = _NO_OPTIONS,
 ) -> dict[str, bytes]:
     """File name -> content of every graph."""
     bound = {}
     for traced in _onnx_trace.trace(checkpoint, dtype):
         own = {name: _own(store, name, names.data(traced.stem)) for name in views}
-        bound[traced.stem] = _bound(traced, checkpoint, views, own, store, activations)
+        bound[traced.stem] = _bound(traced, checkpoint, views, own, store, options)
     if names.merged and "decoder_model" in bound:
         pair = bound.pop("decoder_model"), bound.pop("decoder_with_past_model")
         bound[MERGED] = _onnx_merge.merge(*pair)
@@ -56,7 +58,7 @@ def _bound(
     views: Mapping[str, LazyTensor],
     own: Mapping[str, str],
     store: Store,
-    activations: str,
+    options: SinkOptions,
 ) -> ir.Model:
     for rewrite in REWRITES:
         rewrite(traced, checkpoint)
@@ -64,7 +66,7 @@ def _bound(
     for name, source in traced.sources.items():
         turned = _is_conv1d(checkpoint, source)
         _onnx_bind.bind(
-            graph, graph.initializers[name], views[source], store.parts[own[source]], turned, activations
+            graph, graph.initializers[name], views[source], store.parts[own[source]], turned, options
         )
     return traced.model
 

@@ -1,9 +1,10 @@
 """Products of 8-bit activations with 8-bit weights, in standard operators that ONNX Runtime joins by itself.
 
 What enters a matrix is rounded as it comes (`DynamicQuantizeLinear`, one scale for the whole of it),
-multiplied in integers (`MatMulInteger`) and scaled back.  Weights are unsigned with 128 in the middle, as
-our codes are: with signed ones, processors without VNNI instructions saturate (onnxruntime, "Quantize ONNX
-Models").
+multiplied in integers (`MatMulInteger`) and scaled back; or rounded by a scale that was measured before, and
+written as a product of dequantized numbers (`QuantizeLinear`, `DequantizeLinear`).  Weights are unsigned with
+128 in the middle, as our codes are: with signed ones, processors without VNNI instructions saturate
+(onnxruntime, "Quantize ONNX Models").
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
+
+from gpt54_convert.errors import UnsupportedError
 
 FLOAT = int(ir.DataType.FLOAT)
 _MIDDLE = "middle.uint8.128"
@@ -38,6 +41,45 @@ def multiply(graph: ir.Graph, node: ir.Node, codes: ir.Value, scales: ir.Value, 
         builder.finish("Mul", factors)
     else:
         builder.finish("Add", [builder.add("Mul", factors), bias])
+
+
+def multiply_fixed(
+    graph: ir.Graph,
+    node: ir.Node,
+    codes: ir.Value,
+    scales: ir.Value,
+    name: str,
+    ranges: Mapping[str, tuple[float, float]],
+) -> None:
+    """`multiply` where what enters is rounded by the range of `ranges`.
+
+    Matrices that one value enters share its rounding, by the first one's range.
+    Raises UnsupportedError where the range of `name` was not measured.
+    """
+    if name not in ranges:
+        raise UnsupportedError(
+            f"tensor {name}: nothing entered it while activations were measured; take --activations dynamic"
+        )
+    builder = _Builder(graph, node)
+    matrix = builder.once(f"{name}.turned", "Transpose", [codes], {"perm": [1, 0]})
+    first = builder.constant("first", np.array(0, np.int64))
+    scale = builder.once(f"{name}.scale", "Gather", [scales, first], {"axis": 1})
+    rows = scales.shape[0] if scales.shape is not None else 0
+    middles = builder.constant(f"{_MIDDLE}.{rows}", np.full(int(rows), 128, np.uint8))  # type: ignore[call-overload]
+    weights = builder.add("DequantizeLinear", [matrix, scale, middles], {"axis": 1})
+    product = [builder.fixed(node.inputs[0], name, *ranges[name]), weights]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        builder.finish("MatMul", product)
+    else:
+        builder.finish("Add", [builder.add("MatMul", product), bias])
+
+
+def grid_of(low: float, high: float) -> tuple[np.float32, np.uint8]:
+    """Scale and zero point of 8-bit codes for [low, high], of which 0 is always one."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = np.float32((high - low) / 255) or np.float32(1)
+    return scale, np.uint8(np.clip(np.rint(-low / float(scale)), 0, 255))
 
 
 class _Builder:
@@ -79,6 +121,19 @@ class _Builder:
         codes, scale, zero = users[0].outputs
         return codes, scale, zero
 
+    def fixed(self, value: ir.Value | None, name: str, low: float, high: float) -> ir.Value:
+        """`value` rounded to the codes of [low, high], shared by all matrices that it enters."""
+        assert value is not None
+        users = [use.node for use in value.uses() if use.node.op_type == "QuantizeLinear"]
+        if users:
+            codes = users[0].outputs[0]
+            return next(use.node.outputs[0] for use in codes.uses())
+        scale, zero = grid_of(low, high)
+        step = self.constant(f"{name}.input_scale", np.array(scale, np.float32))
+        middle = self.constant(f"{name}.input_zero_point", np.array(zero, np.uint8))
+        codes = self.add("QuantizeLinear", [value, step, middle])
+        return self.add("DequantizeLinear", [codes, step, middle])
+
     def constant(self, name: str, content: np.ndarray) -> ir.Value:
         if name not in self._graph.initializers:
             tensor = ir.tensor(content, name=name)
@@ -101,21 +156,36 @@ class _Builder:
 def make_exact(graph: onnx.GraphProto) -> None:
     """The same products without rounding what enters them, in place: to tell rounding from mistakes."""
     nodes: list[onnx.NodeProto] = []
+    codes_of_inputs = {node.output[0] for node in graph.node if node.op_type == "QuantizeLinear"}
     for node in graph.node:
         if node.op_type == "DynamicQuantizeLinear":
             codes, scale, _ = node.output
             one = numpy_helper.from_array(np.array(1, np.float32))
             nodes.append(helper.make_node("Identity", [node.input[0]], [codes]))
             nodes.append(helper.make_node("Constant", [], [scale], value=one))
+        elif node.op_type == "QuantizeLinear" or (
+            node.op_type == "DequantizeLinear" and node.input[0] in codes_of_inputs
+        ):
+            nodes.append(helper.make_node("Identity", [node.input[0]], [node.output[0]]))
+        elif node.op_type == "DequantizeLinear":  # as it is, ONNX Runtime would make it MatMulNBits
+            (weights,) = node.output
+            nodes += _less_middle(node.input[0], node.input[2], f"{weights}/matrix")
+            nodes.append(helper.make_node("Mul", [f"{weights}/matrix", node.input[1]], [weights]))
         elif node.op_type == "MatMulInteger":
             (product,) = node.output
-            values, middle, matrix = (f"{product}/{part}" for part in ("values", "middle", "matrix"))
-            nodes.append(helper.make_node("Cast", [node.input[1]], [values], to=FLOAT))
-            nodes.append(helper.make_node("Cast", [node.input[3]], [middle], to=FLOAT))
-            nodes.append(helper.make_node("Sub", [values, middle], [matrix]))
-            nodes.append(helper.make_node("MatMul", [node.input[0], matrix], [product]))
+            nodes += _less_middle(node.input[1], node.input[3], f"{product}/matrix")
+            nodes.append(helper.make_node("MatMul", [node.input[0], f"{product}/matrix"], [product]))
         else:
             nodes.append(node)
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def _less_middle(codes: str, middle: str, name: str) -> list[onnx.NodeProto]:
+    """Nodes that make whole numbers around 0 of codes."""
+    return [
+        helper.make_node("Cast", [codes], [f"{name}/values"], to=FLOAT),
+        helper.make_node("Cast", [middle], [f"{name}/middle"], to=FLOAT),
+        helper.make_node("Sub", [f"{name}/values", f"{name}/middle"], [name]),
+    ]

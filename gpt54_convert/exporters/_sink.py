@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,6 +51,8 @@ class SinkOptions:
     pre: GGUF's `tokenizer.ggml.pre`, given by the user.  shard_bytes: the largest file, or None.
     layout: how ONNX files are called: `optimum` or `transformers.js`.
     activations: the grid of those weights whose inputs are rounded to 8 bits too, or nothing.
+    ranges: tensor -> least and greatest value that enters it, where inputs are rounded by fixed scales; any
+    numbers do for a plan.  None where they are scaled as they come.
     """
 
     name: str
@@ -59,6 +61,7 @@ class SinkOptions:
     shard_bytes: int | None = None
     layout: str = "optimum"
     activations: str = ""
+    ranges: Mapping[str, tuple[float, float]] | None = None
 
 
 class Exporter(Protocol):

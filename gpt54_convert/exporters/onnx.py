@@ -33,6 +33,7 @@ from gpt54_convert.quantize.qtensor import QTensor
 
 NAME = "onnx"
 DESCRIPTION = "ONNX graphs for ONNX Runtime, in optimum's layout; integer grids as MatMulNBits"
+FIXED_RANGES = True  # its graphs can round activations by scales that were measured before
 LIBRARIES = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 # Weights up to this size are checked on logits before they are published; of larger ones the first layers,
 # written once more as a model of their own, where those stay below the second limit.
@@ -128,7 +129,7 @@ class OnnxSink:
         self._written = _onnx_layout.copies(self._views, homes)
         self._store = _onnx_store.lay_out(list(self._written.values()), homes, options.shard_bytes)
         self._graphs = _onnx_graph.files(
-            checkpoint, self._views, self._store, self._dtype, self._layout, options.activations
+            checkpoint, self._views, self._store, self._dtype, self._layout, options
         )
         plain = [replace(view, grid=None, read_codes=None) for view in stored]
         self._side = _hf_folder.side_files(checkpoint, plain)
@@ -216,7 +217,9 @@ class OnnxSink:
         from gpt54_convert.exporters import _onnx_check
 
         half = self._dtype == "float16"
-        _onnx_check.check_logits(self._place, self._graphs, self._read_back(), half)
+        _onnx_check.check_logits(
+            self._place, self._graphs, self._read_back(), half, self._options.ranges is not None
+        )
 
     def _writer(self, file: str) -> Writer:
         with self._lock:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 
+from gpt54_convert.calibrate.watch import watched
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import InputError
 from gpt54_convert.forward.batch import Batch, Document, Floats, stack
-from gpt54_convert.forward.torch_model import TorchReference, Weights
+from gpt54_convert.forward.torch_model import TorchReference
 
 _TOGETHER = 8  # documents of a batch
 
@@ -27,7 +26,12 @@ def collect(
     Raises InputError where an activation is not finite.
     """
     found: dict[str, torch.Tensor] = {}
-    with TorchReference(checkpoint, threads) as reference, _watched(checkpoint, reference, names, found):
+
+    def look(name: str, values: torch.Tensor) -> None:
+        peak = values.abs().flatten(0, -2).amax(0)
+        found[name] = torch.maximum(found[name], peak) if name in found else peak
+
+    with TorchReference(checkpoint, threads) as reference, watched(checkpoint, reference, names, look):
         groups = list(batches(documents))
         with report.progress("measuring activations", len(documents)) as advance:
             for batch in groups:
@@ -50,32 +54,3 @@ def batches(documents: list[Document]) -> Iterator[Batch]:
     for group in by_length.values():
         for first in range(0, len(group), _TOGETHER):
             yield stack(group[first : first + _TOGETHER], 0)
-
-
-@contextmanager
-def _watched(
-    checkpoint: Checkpoint, reference: TorchReference, names: Iterable[str], found: dict[str, torch.Tensor]
-) -> Iterator[None]:
-    """Hooks on the modules that own the tensors `names`."""
-    source = Weights(checkpoint, reference.model, torch.float32, 0).source
-    wanted = set(names)
-    handles = []
-    for module_name, module in reference.model.named_modules():
-        if "weight" not in module._parameters:
-            continue
-        name = source(f"{module_name}.weight")
-        if name in wanted:
-            handles.append(module.register_forward_pre_hook(_hook(name, found)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _hook(name: str, found: dict[str, torch.Tensor]) -> Any:
-    def look(module: Any, inputs: tuple[Any, ...]) -> None:
-        peak = inputs[0].detach().abs().flatten(0, -2).amax(0)
-        found[name] = torch.maximum(found[name], peak) if name in found else peak
-
-    return look

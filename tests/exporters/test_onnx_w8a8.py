@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ def as_a_whole(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Ten
     return ((torch.clamp(torch.round(x / scale) + zero, 0, 255) - zero) * scale,)
 
 
-def naive(kind: str, source: Path) -> Any:
-    """The float model with rounded weights and hooks that round what enters them."""
+def naive(kind: str, source: Path, hook_of: Callable[[str], Any] = lambda name: as_a_whole) -> Any:
+    """The float model with rounded weights and hooks (of a tensor) that round what enters them."""
     model, checkpoint = model_of(kind, source, dtype=torch.float32), load(source)
     modules = dict(model.named_modules())
     for name, tensor in checkpoint.tensors.items():
@@ -57,10 +58,10 @@ def naive(kind: str, source: Path) -> Any:
         conv1d = type(module).__name__ == "Conv1D"
         module.weight.data.copy_(values.T if conv1d else values)
         if not isinstance(module, torch.nn.Embedding):
-            module.register_forward_pre_hook(as_a_whole)
+            module.register_forward_pre_hook(hook_of(name))
         elif kind == "gpt2":  # the head is tied to it
             model.lm_head.weight.data.copy_(values)
-            model.lm_head.register_forward_pre_hook(as_a_whole)
+            model.lm_head.register_forward_pre_hook(hook_of(name))
     return model
 
 
