@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from gpt54_convert.forward.batch import Batch, Document, Floats, stack
 from gpt54_convert.forward.torch_model import TorchReference, Weights
 
 _TOGETHER = 8  # documents of a batch
+Hook = Callable[[Any, tuple[Any, ...]], None]  # module, its inputs
 
 
 def collect(
@@ -27,7 +28,11 @@ def collect(
     Raises InputError where an activation is not finite.
     """
     found: dict[str, torch.Tensor] = {}
-    with TorchReference(checkpoint, threads) as reference, _watched(checkpoint, reference, names, found):
+
+    def hook(name: str) -> Hook:
+        return _hook(name, found)
+
+    with TorchReference(checkpoint, threads) as reference, watched(checkpoint, reference, names, hook):
         groups = list(batches(documents))
         with report.progress("measuring activations", len(documents)) as advance:
             for batch in groups:
@@ -53,10 +58,10 @@ def batches(documents: list[Document]) -> Iterator[Batch]:
 
 
 @contextmanager
-def _watched(
-    checkpoint: Checkpoint, reference: TorchReference, names: Iterable[str], found: dict[str, torch.Tensor]
+def watched(
+    checkpoint: Checkpoint, reference: TorchReference, names: Iterable[str], hook: Callable[[str], Hook]
 ) -> Iterator[None]:
-    """Hooks on the modules that own the tensors `names`."""
+    """`hook(name)` before every forward of the modules that own the tensors `names`."""
     source = Weights(checkpoint, reference.model, torch.float32, 0).source
     wanted = set(names)
     handles = []
@@ -65,7 +70,7 @@ def _watched(
             continue
         name = source(f"{module_name}.weight")
         if name in wanted:
-            handles.append(module.register_forward_pre_hook(_hook(name, found)))
+            handles.append(module.register_forward_pre_hook(hook(name)))
     try:
         yield
     finally:
@@ -73,7 +78,7 @@ def _watched(
             handle.remove()
 
 
-def _hook(name: str, found: dict[str, torch.Tensor]) -> Any:
+def _hook(name: str, found: dict[str, torch.Tensor]) -> Hook:
     def look(module: Any, inputs: tuple[Any, ...]) -> None:
         peak = inputs[0].detach().abs().flatten(0, -2).amax(0)
         found[name] = torch.maximum(found[name], peak) if name in found else peak
