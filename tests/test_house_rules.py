@@ -56,6 +56,7 @@ RUNTIMES = {
     "forward.torch_model": {"torch", "transformers", "accelerate"},
     "prune.observe": {"torch", "transformers"},
     "prune.moments": {"torch"},
+    "transforms._inputs": {"torch"},
     "transforms._maxima": {"torch"},
     "calibrate.collect": {"torch"},
     "calibrate.layers": {"torch", "accelerate"},

@@ -10,6 +10,7 @@ import click
 from gpt54_convert.cli._job import do
 from gpt54_convert.cli._options import build, model_argument, options_of, output_options
 from gpt54_convert.cli._terminal import TerminalReport
+from gpt54_convert.errors import UsageError
 from gpt54_convert.recipe import Export, Quantize
 
 
@@ -22,11 +23,17 @@ from gpt54_convert.recipe import Export, Quantize
     metavar="A",
     help="For w8a8: move part of the activation range into the weights first, say 0.5 (runs torch).",
 )
+@click.option(
+    "--awq",
+    is_flag=True,
+    help="First scale up weights that meet large activations (AWQ), as these grids want it (runs torch).",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan, sizes and memory; write nothing.")
 @output_options
 def command(
     model: Path | None,
     smooth: float | None,
+    awq: bool,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -38,9 +45,21 @@ def command(
     Examples: `quantize --bits 4`, `quantize my-llama --scheme q4_k_m --to gguf -o out`.
     """
     report = TerminalReport(quiet, verbose)
-    passes: tuple[Any, ...] = ()
+    step = build(Quantize, values)
+    passes = _passes(step, smooth, awq)
+    do(step, build(Export, values), model, dry_run, as_json, report, passes)
+
+
+def _passes(step: Quantize, smooth: float | None, awq: bool) -> tuple[Any, ...]:
+    """What comes before rounding."""
+    if awq and smooth is not None:
+        raise UsageError("--awq and --smooth choose the same factors, each in its own way; give one of them")
+    if awq:
+        from gpt54_convert.transforms.awq import Awq
+
+        return (Awq(step.schemes[0]),)
     if smooth is not None:
         from gpt54_convert.transforms.smooth import Smooth
 
-        passes = (Smooth(smooth),)
-    do(build(Quantize, values), build(Export, values), model, dry_run, as_json, report, passes)
+        return (Smooth(smooth),)
+    return ()

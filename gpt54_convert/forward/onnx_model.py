@@ -60,7 +60,10 @@ class Graph:
         return dict(zip(self._outputs, found, strict=True))
 
     def empty_past(self, rows: int) -> dict[str, NDArray[Any]]:
-        """No keys and values yet."""
+        """No keys and values yet.  Raises InputError where the graph does not say how many there are."""
+        sizes = [entry.shape for name, entry in self.inputs.items() if name.startswith("past_key_values.")]
+        if any(not isinstance(shape[axis], int) for shape in sizes for axis in (1, 3)):
+            raise InputError("the graph does not say how many heads of what size its past has")
         return {
             name: np.zeros((rows, entry.shape[1], 0, entry.shape[3]), _TYPES[entry.type])
             for name, entry in self.inputs.items()

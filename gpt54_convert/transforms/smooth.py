@@ -18,14 +18,13 @@ from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.options import option
 from gpt54_convert.core.passes import Context
 from gpt54_convert.core.tensor import LazyTensor
-from gpt54_convert.errors import InputError, InternalError, UnsupportedError, UsageError
+from gpt54_convert.errors import InputError, UnsupportedError, UsageError
 from gpt54_convert.forward import documents
-from gpt54_convert.forward.batch import Document
 from gpt54_convert.transforms._folds import Fold, folds
+from gpt54_convert.transforms._same import check
 
 DESCRIPTION = "activation ranges move into the weights (SmoothQuant), for w8a8"
 TOKENS, CONTEXT = 4096, 128
-_SAME = 1e-3  # largest change of a logit, of their greatest, that float32 arithmetic may cause
 
 Floats = NDArray[np.float32]
 
@@ -62,7 +61,7 @@ class Smooth:
             if inputs:
                 factor = _factor(smoothed, fold, np.maximum.reduce(inputs), self.alpha)
                 smoothed, count = fold.apply(smoothed, factor), count + 1
-        _check(checkpoint, smoothed, cut[:1], context.threads)
+        check("smooth", checkpoint, smoothed, cut[:1], context.threads)
         context.report.detail(f"smoothed {count} places of the model")
         return smoothed
 
@@ -92,18 +91,3 @@ def column_maxima(tensor: LazyTensor) -> Floats:
         column = int(np.argmin(np.isfinite(found)))
         raise InputError(f"tensor {tensor.name}: column {column} holds a weight that is not finite")
     return found
-
-
-def _check(before: Checkpoint, after: Checkpoint, sample: list[Document], threads: int) -> None:
-    """The function was kept: a table of an architecture could be wrong about what reads a norm."""
-    from gpt54_convert.forward.batch import stack
-    from gpt54_convert.forward.torch_model import TorchReference
-
-    batch = stack(sample, 0)
-    with TorchReference(before, threads) as first, TorchReference(after, threads) as second:
-        wanted, found = first.logits(batch), second.logits(batch)
-    change = float(np.abs(found - wanted).max() / max(1e-30, float(np.abs(wanted).max())))
-    if not change <= _SAME:
-        raise InternalError(
-            f"smoothing changed this model's outputs by {change:.1e} of their size; quantize without --smooth"
-        )

@@ -21,7 +21,7 @@ from gpt54_convert.quantize.grids import grid
 from gpt54_convert.quantize.schemes import SCHEMES
 from gpt54_convert.verify.verdict import FAIL, PASS, Check
 
-_PRESERVING = {"smooth", "rotate", "fold", "gate"}  # passes after which a model still answers as before
+_PRESERVING = {"smooth", "awq", "rotate", "fold", "gate"}  # after these a model still answers as before
 _SUFFIXES = {".gguf": "gguf", ".onnx": "onnx", ".safetensors": "safetensors"}
 
 

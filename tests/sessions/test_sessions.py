@@ -66,6 +66,24 @@ def test_a_decoder_continues_as_transformers_does(container, tmp_path):
     assert greedy(export(source, container, tmp_path), "abc def", 12) == expected(source, "abc def", 12)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt54"])
+def test_onnx_steps_give_the_logits_of_transformers(kind, tmp_path):
+    model, source = tiny.make(kind)
+    session = open_session(export(source, "onnx", tmp_path), 1)
+    ids, later = [5, 6, 7, 8, 9], [21, 22, 23, 24]
+    for _ in range(2):  # the second time from an empty memory again
+        found = [session.start(ids), *(session.step(token) for token in later)]
+        with torch.no_grad():
+            if kind == "gpt54":
+                decoder = torch.tensor([[session.decoder_start, *later]])
+                exact = model(input_ids=torch.tensor([ids]), decoder_input_ids=decoder).logits[0]
+            else:
+                exact = model(torch.tensor([ids + later])).logits[0, len(ids) - 1 :]
+        error = np.abs(np.stack(found) - exact.numpy()).max()
+        assert error < 1e-4 * float(exact.abs().max())
+        ids = ids[1:]
+
+
 def test_an_encoder_does_not_write(tmp_path):
     folder = export(tiny.make("bert")[1], "safetensors", tmp_path)
     assert "does not write text" in run("generate", folder, "--prompt", "a", code=1).stderr
