@@ -122,6 +122,7 @@ def _plan(recipe: Any, as_json: bool, report: TerminalReport) -> None:
         print_table(title, ("tensor", "role", "grid", "shape", "why"), rows)
         click.echo(f"  exact size: {artifact['totals']['size_bytes']:,} bytes")
     click.echo(f"  peak memory: about {size_text(found['peak_memory_bytes'])}")
+    click.echo(f"  time: roughly {found['estimated_s']:,.0f} s on this machine, verifying not counted")
     free = size_text(found["disk_free_bytes"])
     verdict = "enough" if found["disk_enough"] else "NOT enough"
     click.echo(f"  disk: {free} free at {recipe.export.output}, {verdict}")
