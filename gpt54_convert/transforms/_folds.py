@@ -168,3 +168,10 @@ def _fold(checkpoint: Checkpoint, sources: list[tuple[str, Match]], targets: lis
     names = tuple(name for name, _ in sources)
     plus_one = sources[0][1].weight.plus_one
     return Fold(names, matrices, np.arange(columns), columns, plus_one=plus_one)
+
+
+def outline(checkpoint: Checkpoint) -> Checkpoint:
+    """The types that a checkpoint has once its folds are applied, with nothing measured."""
+    for fold in folds(checkpoint):
+        checkpoint = fold.apply(checkpoint, np.ones(fold.channels, np.float32))
+    return checkpoint

@@ -25,7 +25,7 @@ from gpt54_convert.quantize.assign import assign
 from gpt54_convert.quantize.encode import solver
 from gpt54_convert.quantize.grids import FLOAT, Grid, grid
 from gpt54_convert.quantize.schemes import scheme
-from gpt54_convert.transforms._folds import Fold, folds
+from gpt54_convert.transforms._folds import Fold, folds, outline
 from gpt54_convert.transforms._same import check
 
 DESCRIPTION = "weights that meet large activations are scaled up before rounding (AWQ)"
@@ -89,9 +89,7 @@ class Awq:
 
     def outline(self, checkpoint: Checkpoint) -> Checkpoint:
         """The types of the scaled model, with nothing measured."""
-        for fold in folds(checkpoint):
-            checkpoint = fold.apply(checkpoint, np.ones(fold.channels, np.float32))
-        return checkpoint
+        return outline(checkpoint)
 
 
 def grids_of(checkpoint: Checkpoint, name: str) -> dict[str, Grid]:

@@ -20,7 +20,7 @@ from gpt54_convert.core.passes import Context
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import InputError, UnsupportedError, UsageError
 from gpt54_convert.forward import documents
-from gpt54_convert.transforms._folds import Fold, folds
+from gpt54_convert.transforms._folds import Fold, folds, outline
 from gpt54_convert.transforms._same import check
 
 DESCRIPTION = "activation ranges move into the weights (SmoothQuant), for w8a8"
@@ -67,9 +67,7 @@ class Smooth:
 
     def outline(self, checkpoint: Checkpoint) -> Checkpoint:
         """The types of the smoothed model, with nothing measured."""
-        for fold in folds(checkpoint):
-            checkpoint = fold.apply(checkpoint, np.ones(fold.channels, np.float32))
-        return checkpoint
+        return outline(checkpoint)
 
 
 def _factor(checkpoint: Checkpoint, fold: Fold, inputs: Floats, alpha: float) -> Floats:
