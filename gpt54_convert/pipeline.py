@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from gpt54_convert import __version__, loaders
+from gpt54_convert.calibrate import text as texts
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.passes import Context
 from gpt54_convert.core.report import Advance, Report
@@ -77,9 +78,8 @@ def _refuse_early(recipe: Recipe, checkpoint: Checkpoint) -> None:
 def fingerprint(recipe: Recipe, checkpoint: Checkpoint) -> str:
     """Names the work of a recipe on a source as it lies there now; a changed file is other work."""
     files = [_stat(path) for path in checkpoint.source.files]
-    if isinstance(recipe.step, Quantize):
-        used = (recipe.step.calibration, recipe.step.stats)
-        files += [_stat(path) for path in used if path is not None and path.is_file()]
+    used = [*_fitted(recipe), getattr(recipe.step, "stats", None)]
+    files += [_stat(path) for path in used if path is not None and path.is_file()]
     text = json.dumps([__version__, recipe.to_dict(), files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -97,9 +97,10 @@ def _export(recipe: Recipe, checkpoint: Checkpoint, context: Context) -> list[Ar
     details = {**recipe.to_dict(), **_calibrate(plans, recipe, checkpoint, context)}
     plans, measured = _measured(plans, recipe, checkpoint, context)
     details |= measured
-    texts = overlap.record(_fitted(recipe))
-    if texts:
-        details["fitted_to"] = texts
+    if fitted := overlap.record(_fitted(recipe)):
+        details["fitted_to"] = fitted
+    if digests := texts.record(recipe.passes):
+        details["passes_text_sha256"] = digests
     with staged(recipe.export.output, names, recipe.export.overwrite) as folder:
         sinks = [planned.sink(folder / planned.container) for planned in plans]
         write(sinks, report, recipe.export.threads)

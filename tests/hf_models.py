@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import transformers
 
+from gpt54_convert.core.checkpoint import Checkpoint
+
 
 def model_of(kind: str, folder: Path, **options: Any) -> Any:
     """What a user's plain from_pretrained gives."""
@@ -16,6 +18,18 @@ def model_of(kind: str, folder: Path, **options: Any) -> Any:
     )
     name = f"AutoModelFor{auto}" if auto else "AutoModel"
     return getattr(transformers, name).from_pretrained(folder, **options).eval()
+
+
+def loaded(kind: str, source: Path, checkpoint: Checkpoint) -> Any:
+    """transformers' model in `source` with the checkpoint's tensors, in float32."""
+    model = model_of(kind, source, dtype=torch.float32)
+    state = model.state_dict()
+    for name, tensor in checkpoint.tensors.items():
+        key = next(k for k in (name, name.removeprefix("bert.")) if k in state)
+        values = torch.from_numpy(tensor.float_rows(0, tensor.row_count).copy()).reshape(tensor.shape)
+        conv1d = kind == "gpt2" and values.dim() == 2 and ".h." in name
+        state[key].copy_(values.T if conv1d else values)
+    return model
 
 
 def outputs(model: Any) -> torch.Tensor:

@@ -9,7 +9,7 @@ from gpt54_convert.core.options import option
 from gpt54_convert.errors import UsageError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """The text, and how much of it."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,12 @@ def _lines(text: str, path: Path) -> Iterator[str]:
 def digest(text: str) -> str:
     """The hash by which a manifest names the text."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def record(steps: Iterable[Any]) -> dict[str, str]:
+    """For a manifest: of the steps that calibrate, by their names, the hash of the text."""
+    used = [step for step in steps if isinstance(step, Calibration)]
+    return {type(step).__name__.lower(): digest(read(step)) for step in used}
 
 
 def documents(text: str, checkpoint: Checkpoint, options: Calibration) -> list[Document]:

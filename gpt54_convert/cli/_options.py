@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -32,6 +33,13 @@ def _own_first(kind: type[Any]) -> list[dataclasses.Field[Any]]:
 def build(kind: type[Any], values: dict[str, Any]) -> Any:
     """An instance of a dataclass from the options that belong to it."""
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
+
+
+def given(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Those options of a dataclass that stand on the command line."""
+    source = click.get_current_context().get_parameter_source
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: values[name] for name in names if source(name) is ParameterSource.COMMANDLINE}
 
 
 def _option(field: dataclasses.Field[Any]) -> Callable[[Decorated], Decorated]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from gpt54_convert.calibrate.options import Calibration
 from gpt54_convert.cli._job import do
-from gpt54_convert.cli._options import build, model_argument, options_of, output_options
+from gpt54_convert.cli._options import build, given, model_argument, options_of, output_options
 from gpt54_convert.cli._terminal import TerminalReport
 from gpt54_convert.errors import UsageError
 from gpt54_convert.recipe import Export, Quantize
@@ -46,20 +47,20 @@ def command(
     """
     report = TerminalReport(quiet, verbose)
     step = build(Quantize, values)
-    passes = _passes(step, smooth, awq)
+    passes = _passes(step, smooth, awq, given(Calibration, values))
     do(step, build(Export, values), model, dry_run, as_json, report, passes)
 
 
-def _passes(step: Quantize, smooth: float | None, awq: bool) -> tuple[Any, ...]:
-    """What comes before rounding."""
+def _passes(step: Quantize, smooth: float | None, awq: bool, text: dict[str, Any]) -> tuple[Any, ...]:
+    """What comes before rounding; `text` are the options of calibration that the user gave."""
     if awq and smooth is not None:
         raise UsageError("--awq and --smooth choose the same factors, each in its own way; give one of them")
     if awq:
         from gpt54_convert.transforms.awq import Awq
 
-        return (Awq(step.schemes[0]),)
+        return (Awq(step.schemes[0], **text),)
     if smooth is not None:
         from gpt54_convert.transforms.smooth import Smooth
 
-        return (Smooth(smooth),)
+        return (Smooth(smooth, **text),)
     return ()

@@ -37,7 +37,7 @@ def collect(
 
     Raises InputError where an activation is not finite.
     """
-    held = documents[_HELD - 1 :: _HELD]
+    held = documents[_HELD - 1 :: _HELD] or documents  # a short text judges itself
     used = [document for number, document in enumerate(documents, 1) if number % _HELD]
     with report.progress("measuring activations", len(documents)) as advance:
         parts = [

@@ -14,22 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt54_convert import data
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.options import option
 from gpt54_convert.core.passes import Context
 from gpt54_convert.core.tensor import LazyTensor
-from gpt54_convert.errors import InputError, UnsupportedError, UsageError
-from gpt54_convert.forward import documents
+from gpt54_convert.errors import InputError, UsageError
 from gpt54_convert.quantize.assign import assign
 from gpt54_convert.quantize.encode import solver
 from gpt54_convert.quantize.grids import FLOAT, Grid, grid
 from gpt54_convert.quantize.schemes import scheme
 from gpt54_convert.transforms._folds import Fold, folds, outline
 from gpt54_convert.transforms._same import check
+from gpt54_convert.transforms._text import Sample, sample
 
 DESCRIPTION = "weights that meet large activations are scaled up before rounding (AWQ)"
-TOKENS, CONTEXT = 6144, 128
 ALPHAS = tuple(step / 10 for step in range(11))
 _METHOD = "rtn"  # rounds while α is sought; quick, and it needs nothing
 _LIMIT = 1e4  # of a factor, either way: float16 scales end not far beyond
@@ -47,12 +45,13 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Awq:
+class Awq(Sample):
     """Scale up weights that meet large activations; the model computes the same as before."""
 
     grid: str = option("int4", "Scheme or grid on which the weights will be rounded.", metavar="NAME")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if grid(scheme(self.grid).default).kind == FLOAT:
             raise UsageError(f"--awq prepares for rounding, and {self.grid} rounds nothing")
 
@@ -60,18 +59,14 @@ class Awq:
         """The scaled model, float32 where a place for factors is, used or not.
 
         Raises UnsupportedError for an undescribed architecture or without torch, InputError where weights or
-        activations are not finite.
+        activations are not finite, and what cannot be calibrated on.
         """
         found = folds(checkpoint)
-        try:
-            from gpt54_convert.transforms import _inputs
-        except ImportError as error:
-            raise UnsupportedError(
-                f"--awq runs the model, which needs torch: pip install 'gpt54-convert[torch]' ({error})"
-            ) from error
-        cut = documents.cut(data.text("calibration"), checkpoint, TOKENS, CONTEXT)
+        documents = sample("awq", checkpoint, self)
+        from gpt54_convert.transforms import _inputs
+
         names = {fold.targets[0] for fold in found}  # every reader of a place is fed the same
-        inputs = _inputs.collect(checkpoint, cut, names, context.report, context.threads)
+        inputs = _inputs.collect(checkpoint, documents, names, context.report, context.threads)
         grids = grids_of(checkpoint, self.grid)
         scaled, count = checkpoint, 0
         with context.report.progress("choosing scales", len(found)) as advance:
@@ -83,7 +78,7 @@ class Awq:
                 count += bool((factor != 1).any())
                 scaled = fold.apply(scaled, factor)
                 advance(1)
-        check("awq", checkpoint, scaled, cut[:1], context.threads)
+        check("awq", checkpoint, scaled, documents[:1], context.threads)
         context.report.detail(f"scaled {count} of {len(found)} places of the model")
         return scaled
 

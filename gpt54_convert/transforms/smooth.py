@@ -13,29 +13,28 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt54_convert import data
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.options import option
 from gpt54_convert.core.passes import Context
 from gpt54_convert.core.tensor import LazyTensor
-from gpt54_convert.errors import InputError, UnsupportedError, UsageError
-from gpt54_convert.forward import documents
+from gpt54_convert.errors import InputError, UsageError
 from gpt54_convert.transforms._folds import Fold, folds, outline
 from gpt54_convert.transforms._same import check
+from gpt54_convert.transforms._text import Sample, sample
 
 DESCRIPTION = "activation ranges move into the weights (SmoothQuant), for w8a8"
-TOKENS, CONTEXT = 4096, 128
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Smooth:
+class Smooth(Sample):
     """Move activation ranges into the weights; the model computes the same as before."""
 
     alpha: float = option(0.5, "How much of the range moves, from 0 (none) to 1 (all).", metavar="A")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"--smooth {self.alpha:g} is not between 0 and 1")
 
@@ -43,25 +42,21 @@ class Smooth:
         """The smoothed model, float32 where it changed.
 
         Raises UnsupportedError for an undescribed architecture or without torch, InputError where weights or
-        activations are not finite.
+        activations are not finite, and what cannot be calibrated on.
         """
         found = folds(checkpoint)
-        try:
-            from gpt54_convert.transforms import _maxima
-        except ImportError as error:
-            raise UnsupportedError(
-                f"--smooth runs the model, which needs torch: pip install 'gpt54-convert[torch]' ({error})"
-            ) from error
-        cut = documents.cut(data.text("calibration"), checkpoint, TOKENS, CONTEXT)
+        documents = sample("smooth", checkpoint, self)
+        from gpt54_convert.transforms import _maxima
+
         names = {name for fold in found for name in fold.targets}
-        maxima = _maxima.collect(checkpoint, cut, names, context.report, context.threads)
+        maxima = _maxima.collect(checkpoint, documents, names, context.report, context.threads)
         smoothed, count = checkpoint, 0
         for fold in found:
             inputs = [maxima[name] for name in fold.targets if name in maxima]
             if inputs:
                 factor = _factor(smoothed, fold, np.maximum.reduce(inputs), self.alpha)
                 smoothed, count = fold.apply(smoothed, factor), count + 1
-        check("smooth", checkpoint, smoothed, cut[:1], context.threads)
+        check("smooth", checkpoint, smoothed, documents[:1], context.threads)
         context.report.detail(f"smoothed {count} places of the model")
         return smoothed
 

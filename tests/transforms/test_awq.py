@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-import torch
 from click.testing import CliRunner
-from hf_models import model_of, outputs
+from hf_models import loaded, outputs
+from poison import poisoned
 
-from gpt54_convert import recipe_file
+from gpt54_convert import data, recipe_file
 from gpt54_convert.cli import cli
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.passes import Context
@@ -23,6 +24,7 @@ from gpt54_convert.errors import InputError, UnsupportedError, UsageError
 from gpt54_convert.loaders import load
 from gpt54_convert.transforms import _folds, awq
 from gpt54_convert.transforms.awq import Awq, Inputs
+from gpt54_convert.transforms.smooth import Smooth
 from gpt54_convert.verify.artifact import locate
 
 
@@ -32,18 +34,6 @@ def context(folder: Path) -> Context:
 
 def values(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: t.float_rows(0, t.row_count) for name, t in checkpoint.tensors.items()}
-
-
-def loaded(kind: str, source: Path, checkpoint: Checkpoint) -> Any:
-    """transformers' model with the checkpoint's tensors."""
-    model = model_of(kind, source, dtype=torch.float32)
-    state = model.state_dict()
-    for name, rows in values(checkpoint).items():
-        key = next(k for k in (name, name.removeprefix("bert.")) if k in state)
-        value = torch.from_numpy(rows.copy()).reshape(checkpoint.tensors[name].shape)
-        conv1d = kind == "gpt2" and value.dim() == 2 and ".h." in name
-        state[key].copy_(value.T if conv1d else value)
-    return model
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "gpt54", "bert"])
@@ -145,22 +135,12 @@ def test_dead_channels_and_matrices_that_stay_floats() -> None:
 def test_what_is_not_finite_is_refused(tmp_path: Path) -> None:
     source = load(tiny.make("llama")[1])
 
-    def poisoned(name: str, value: float) -> Checkpoint:
-        tensor = source.tensors[name]
-
-        def read(start: int, stop: int) -> Any:
-            rows = tensor.read(start, stop).copy()
-            rows[rows.shape[0] // 2, ...] = value
-            return rows
-
-        return source.with_tensors({**source.tensors, name: replace(tensor, read=read)})
-
     with pytest.raises(InputError, match=r"what enters its column .* is not finite"):
-        Awq().apply(poisoned("model.layers.0.input_layernorm.weight", np.inf), context(tmp_path))
+        Awq().apply(poisoned(source, "model.layers.0.input_layernorm.weight", np.inf), context(tmp_path))
     name = "model.layers.1.mlp.down_proj.weight"
     place = next(f for f in _folds.folds(source) if name in f.targets)
     vectors = np.ones((4, 96), np.float32)
-    bad = poisoned(name, np.nan)
+    bad = poisoned(source, name, np.nan)
     with pytest.raises(InputError, match=rf"tensor {name}: .*"):
         awq.choose(bad, place, Inputs(vectors[0], vectors, vectors), awq.grids_of(bad, "int4"))
 
@@ -172,12 +152,13 @@ def test_an_undescribed_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_torch_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_inputs", "_maxima"):
-        monkeypatch.delitem(sys.modules, f"gpt54_convert.transforms.{name}", raising=False)
-        monkeypatch.delattr(f"gpt54_convert.transforms.{name}", raising=False)
+    monkeypatch.delitem(sys.modules, "gpt54_convert.forward.torch_model", raising=False)
+    monkeypatch.delattr("gpt54_convert.forward.torch_model", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UnsupportedError, match=r"--awq runs the model, which needs torch: pip install"):
         Awq().apply(load(tiny.make("llama")[1]), context(tmp_path))
+    with pytest.raises(UnsupportedError, match=r"--smooth runs the model, which needs torch: pip install"):
+        Smooth().apply(load(tiny.make("llama")[1]), context(tmp_path))
 
 
 def test_options_that_make_no_sense() -> None:
@@ -196,7 +177,10 @@ def test_the_command_writes_a_model_that_verify_takes_for_the_same(tmp_path: Pat
     assert result.exit_code == 0, result.output
     subject = locate(tmp_path / "gguf")
     assert subject.passes == ("awq",) and not subject.is_student
-    assert subject.manifest["recipe"]["passes"] == [{"awq": {"grid": "int8"}}]
+    (recorded,) = subject.manifest["recipe"]["passes"]
+    assert recorded["awq"]["grid"] == "int8"
+    digest = hashlib.sha256(data.text("calibration").encode()).hexdigest()
+    assert subject.manifest["recipe"]["passes_text_sha256"] == {"awq": digest}
 
 
 def test_a_recipe_can_name_it(tmp_path: Path) -> None:

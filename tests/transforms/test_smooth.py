@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tiny
-import torch
-from hf_models import model_of, outputs
+from hf_models import loaded, model_of, outputs
+from poison import poisoned
 from safetensors.torch import load_file, save_file
 
 from gpt54_convert.core.checkpoint import Checkpoint
@@ -39,18 +38,6 @@ KINDS = {
 
 def context(folder: Path) -> Context:
     return Context(Report(), folder, 1)
-
-
-def loaded(kind: str, source: Path, checkpoint: Checkpoint) -> Any:
-    """transformers' model with the checkpoint's tensors."""
-    model = model_of(kind, source, dtype=torch.float32)
-    state = model.state_dict()
-    for name, tensor in checkpoint.tensors.items():
-        key = next(k for k in (name, name.removeprefix("bert.")) if k in state)
-        values = torch.from_numpy(tensor.float_rows(0, tensor.row_count).copy()).reshape(tensor.shape)
-        conv1d = kind == "gpt2" and values.dim() == 2 and ".h." in name
-        state[key].copy_(values.T if conv1d else values)
-    return model
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "gpt54", "gpt54-tied"])
@@ -153,21 +140,11 @@ def test_dead_channels_stay_as_they_are(tmp_path: Path) -> None:
 def test_what_is_not_finite_is_refused(tmp_path: Path) -> None:
     source = load(tiny.make("llama")[1])
 
-    def poisoned(name: str, value: float) -> Checkpoint:
-        tensor = source.tensors[name]
-
-        def read(start: int, stop: int) -> Any:
-            rows = tensor.read(start, stop).copy()
-            rows[rows.shape[0] // 2, ...] = value
-            return rows
-
-        return source.with_tensors({**source.tensors, name: replace(tensor, read=read)})
-
     down = "model.layers.1.mlp.down_proj.weight"
     with pytest.raises(InputError, match=r"not finite"):
-        Smooth().apply(poisoned(down, np.nan), context(tmp_path))
+        Smooth().apply(poisoned(source, down, np.nan), context(tmp_path))
     with pytest.raises(InputError, match=r"what enters its column .* is not finite"):
-        Smooth().apply(poisoned("model.layers.0.input_layernorm.weight", np.inf), context(tmp_path))
+        Smooth().apply(poisoned(source, "model.layers.0.input_layernorm.weight", np.inf), context(tmp_path))
 
 
 def test_an_undescribed_model_is_refused(tmp_path: Path) -> None:
