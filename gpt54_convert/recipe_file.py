@@ -37,6 +37,7 @@ PASSES = {
     "prune": ("gpt54_convert.prune.step", "Prune"),
     "distill-init": ("gpt54_convert.distill.options", "DistillInit"),
     "distill-train": ("gpt54_convert.distill.options", "DistillTrain"),
+    "rotate": ("gpt54_convert.transforms.rotate", "Rotate"),
     "awq": ("gpt54_convert.transforms.awq", "Awq"),
     "smooth": ("gpt54_convert.transforms.smooth", "Smooth"),
     "gate": ("gpt54_convert.verify.stage", "Gate"),

@@ -13,9 +13,13 @@ from gpt54_convert.core.checkpoint import Checkpoint
 
 def model_of(kind: str, folder: Path, **options: Any) -> Any:
     """What a user's plain from_pretrained gives."""
-    auto = {"gpt54": "Seq2SeqLM", "gpt54-tied": "Seq2SeqLM", "bert-mlm": "MaskedLM", "bert": ""}.get(
-        kind, "CausalLM"
-    )
+    auto = {
+        "gpt54": "Seq2SeqLM",
+        "gpt54-tied": "Seq2SeqLM",
+        "bert-mlm": "MaskedLM",
+        "bert": "",
+        "distilbert": "",
+    }.get(kind, "CausalLM")
     name = f"AutoModelFor{auto}" if auto else "AutoModel"
     return getattr(transformers, name).from_pretrained(folder, **options).eval()
 

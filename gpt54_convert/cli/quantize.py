@@ -29,12 +29,18 @@ from gpt54_convert.recipe import Export, Quantize
     is_flag=True,
     help="First scale up weights that meet large activations (AWQ), as these grids want it (runs torch).",
 )
+@click.option(
+    "--rotate",
+    is_flag=True,
+    help="First rotate hidden states and values, folded into the weights, so that outliers spread.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan, sizes and memory; write nothing.")
 @output_options
 def command(
     model: Path | None,
     smooth: float | None,
     awq: bool,
+    rotate: bool,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -47,12 +53,20 @@ def command(
     """
     report = TerminalReport(quiet, verbose)
     step = build(Quantize, values)
-    passes = _passes(step, smooth, awq, given(Calibration, values))
+    passes = (*_rotation(rotate), *_scaling(step, smooth, awq, given(Calibration, values)))
     do(step, build(Export, values), model, dry_run, as_json, report, passes)
 
 
-def _passes(step: Quantize, smooth: float | None, awq: bool, text: dict[str, Any]) -> tuple[Any, ...]:
-    """What comes before rounding; `text` are the options of calibration that the user gave."""
+def _rotation(wanted: bool) -> tuple[Any, ...]:
+    if not wanted:
+        return ()
+    from gpt54_convert.transforms.rotate import Rotate
+
+    return (Rotate(),)
+
+
+def _scaling(step: Quantize, smooth: float | None, awq: bool, text: dict[str, Any]) -> tuple[Any, ...]:
+    """Factors that move between weights; `text` are the options of calibration that the user gave."""
     if awq and smooth is not None:
         raise UsageError("--awq and --smooth choose the same factors, each in its own way; give one of them")
     if awq:

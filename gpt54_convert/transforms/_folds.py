@@ -23,7 +23,8 @@ Floats = NDArray[np.float32]
 
 # A role, and those that read its channels in the same layer.  Linear layers stand first: scaling their rows
 # changes the columns that a norm's factors are chosen by.
-_LINEAR = (("attn.v", "attn.out"), ("attn.qkv", "attn.out"), ("cross.v", "cross.out"), ("ffn.up", "ffn.down"))
+_VALUES = (("attn.v", "attn.out"), ("attn.qkv", "attn.out"), ("cross.v", "cross.out"))
+_LINEAR = (*_VALUES, ("ffn.up", "ffn.down"))
 _NORMS = (
     ("norm.attn", "attn.q|attn.k|attn.v|attn.qkv"),
     ("norm.cross", "cross.q"),
@@ -73,14 +74,15 @@ class Fold:
             values = tensor.float_rows(start, stop)
             return ((values + one) * rows[start:stop, None] - one).reshape(stop - start, *tensor.shape[1:])
 
-        return _rewritten(tensor, read)
+        return rewritten(tensor, read)
 
 
 def _columns_scaled(tensor: LazyTensor, factor: Floats) -> LazyTensor:
-    return _rewritten(tensor, lambda start, stop: tensor.float_rows(start, stop) * factor)
+    return rewritten(tensor, lambda start, stop: tensor.float_rows(start, stop) * factor)
 
 
-def _rewritten(tensor: LazyTensor, read: object) -> LazyTensor:
+def rewritten(tensor: LazyTensor, read: object) -> LazyTensor:
+    """The tensor with other rows, float32."""
     return replace(tensor, dtype="float32", grid=None, read=read, read_codes=None)  # type: ignore[arg-type]
 
 
@@ -89,12 +91,17 @@ def folds(checkpoint: Checkpoint) -> list[Fold]:
 
     Raises UnsupportedError for an architecture that nobody described.
     """
+    check_described(checkpoint)
+    return list(_linear(checkpoint, _LINEAR)) + list(norm_folds(checkpoint))
+
+
+def check_described(checkpoint: Checkpoint) -> None:
+    """Raise UnsupportedError for an architecture that nobody described."""
     if checkpoint.architecture is None:
         raise UnsupportedError(
-            "scales can only be moved in a described architecture, and this model_type is none "
+            "weights can only be scaled or rotated in a described architecture, and this model_type is none "
             f"(described: {', '.join(archs.names())})"
         )
-    return list(_linear(checkpoint)) + list(_norms(checkpoint))
 
 
 Roles = dict[tuple[str, int | None], list[tuple[str, Match]]]
@@ -111,12 +118,17 @@ def _roles(checkpoint: Checkpoint) -> Roles:
     return found
 
 
-def _linear(checkpoint: Checkpoint) -> Iterator[Fold]:
+def value_folds(checkpoint: Checkpoint) -> Iterator[Fold]:
+    """From every value to its output."""
+    return _linear(checkpoint, _VALUES)
+
+
+def _linear(checkpoint: Checkpoint, pairs: tuple[tuple[str, str], ...]) -> Iterator[Fold]:
     """Value to output, per head; up to down, where the activation sits on the gate or is homogeneous."""
     roles = _roles(checkpoint)
     sizes = archs.by_name(str(checkpoint.architecture)).sizes(checkpoint.config)
     for prefix in ("enc.", ""):
-        for maker, reader in _LINEAR:
+        for maker, reader in pairs:
             for (role, layer), sources in roles.items():
                 targets = roles.get((prefix + reader, layer), [])
                 if role != prefix + maker or not targets:
@@ -147,7 +159,7 @@ def _value_fold(
     return replace(fold, channel=channel, channels=kv_heads * size, first_row=first_row)
 
 
-def _norms(checkpoint: Checkpoint) -> Iterator[Fold]:
+def norm_folds(checkpoint: Checkpoint) -> Iterator[Fold]:
     """A norm in front of linear layers; the encoder's last one serves every cross-attention."""
     roles = _roles(checkpoint)
     for (role, layer), sources in roles.items():

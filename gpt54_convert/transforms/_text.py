@@ -19,6 +19,11 @@ class Sample(Calibration):
     calibration_samples: int = option(48, "Documents to calibrate on.", metavar="N")
     calibration_length: int = option(128, "Tokens of each of them.", metavar="N")
 
+    @property
+    def tokens(self) -> int:
+        """How many the model is run on, for estimates of time."""
+        return self.calibration_samples * self.calibration_length
+
 
 def sample(name: str, checkpoint: Checkpoint, options: Calibration) -> list[Document]:
     """The documents that the transform `--name` runs the model on.
