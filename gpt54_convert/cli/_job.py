@@ -13,6 +13,7 @@ import click
 from gpt54_convert.cli._options import resolve_model
 from gpt54_convert.cli._terminal import TerminalReport, print_json, print_table, size_text
 from gpt54_convert.cli._verdict import verdict_line
+from gpt54_convert.core.words import listed, not_installed
 
 _HEADER = ("tensors", "grid", "count", "weights", "bpw", "before", "after", "rel. error", "est. loss")
 
@@ -83,10 +84,10 @@ def _conclude(artifacts: Sequence[Any], report: TerminalReport, thorough: bool) 
         package: install for _, v in verdicts for package, install in v.about.get("missing", {}).items()
     }
     if missing:
-        installs = " and ".join(dict.fromkeys(missing.values()))
+        installs = listed(dict.fromkeys(missing.values()))
         report.note(
-            f"files and weights were verified, but the model was not run, for {', '.join(missing)} is not "
-            f"installed: {installs}, then `gpt54-convert verify {verdicts[0][0]}`"
+            f"files and weights were verified, but the model was not run, for {not_installed(missing)}: "
+            f"{installs}, then `gpt54-convert verify {verdicts[0][0]}`"
         )
     for folder, verdict in verdicts:
         unknown = [check.detail for check in verdict.checks if check.outcome == UNKNOWN]

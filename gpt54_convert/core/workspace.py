@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from gpt54_convert.errors import OutputError
 
 MANIFEST = "manifest.json"
+_PARTIAL, _LOCK = ".partial-", ".lock"
 
 
 @contextmanager
@@ -26,8 +28,9 @@ def staged(output: Path, names: Sequence[str], overwrite: bool) -> Iterator[Path
     """
     created = _make(output)
     check_free(output, names, overwrite)
+    _sweep(output)
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=output))
+        temporary, lock = _partial(output)
     except OSError as error:
         raise as_output_error(error, output) from error
     try:
@@ -39,11 +42,53 @@ def staged(output: Path, names: Sequence[str], overwrite: bool) -> Iterator[Path
         raise as_output_error(error, output) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
         for folder in created:  # only those still empty: nothing was published
             try:
                 folder.rmdir()
             except OSError:
                 break
+
+
+def _partial(output: Path) -> tuple[Path, int]:
+    """A folder for what is being written, and the lock on it that ends with this process, however it ends.
+
+    It gets its name when it is locked: another run must not take it for an abandoned one before.
+    """
+    new = Path(tempfile.mkdtemp(prefix=".new-", dir=output))
+    lock = os.open(new / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        _locked(lock)
+        temporary = new.with_name(_PARTIAL + new.name.removeprefix(".new-"))
+        os.rename(new, temporary)
+    except BaseException:
+        os.close(lock)
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    return temporary, lock
+
+
+def _sweep(output: Path) -> None:
+    """Remove what runs left behind that were killed; those that still write hold their locks."""
+    for folder in output.glob(f"{_PARTIAL}*"):
+        try:
+            lock = os.open(folder / _LOCK, os.O_RDWR)
+        except OSError:  # not ours, or another run is just removing it
+            continue
+        try:
+            if _locked(lock):
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _locked(lock: int) -> bool:
+    """Take the lock on an open file if nobody holds it; False too where the disk knows no locks."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from gpt54_convert import archs
 from gpt54_convert.core import views as rewrites
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
+from gpt54_convert.core.words import not_installed
 from gpt54_convert.errors import InternalError, OutputError, UnsupportedError
 from gpt54_convert.exporters import _genai_config, _hf_folder, _onnx_layout, _onnx_store
 from gpt54_convert.exporters._sink import SinkOptions
@@ -89,7 +90,7 @@ def leaves_out(checkpoint: Checkpoint) -> list[str]:
 def _check(checkpoint: Checkpoint) -> None:
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
-        raise UnsupportedError(f"ONNX needs {', '.join(missing)}, which are not installed: {INSTALL}")
+        raise UnsupportedError(f"ONNX is written with libraries, and {not_installed(missing)}: {INSTALL}")
     if not checkpoint.config:
         raise UnsupportedError(
             "ONNX needs config.json, and a lone file has none; name the folder that holds both"

@@ -13,6 +13,7 @@ from typing import Any
 
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
+from gpt54_convert.core.words import not_installed
 from gpt54_convert.errors import ConvertError, MeasureError, UnsupportedError
 from gpt54_convert.verify import outputs, runners, static, tensors, tokenizer
 from gpt54_convert.verify.artifact import Subject, body_bits, load_tensors
@@ -74,7 +75,7 @@ def _outputs(
         return replace(verdict, checks=[*verdict.checks, Check("outputs", "runtime", SKIPPED, detail)])
     missing = runners.missing(subject.container)
     if missing:
-        detail = f"{', '.join(missing)} not installed, so the model was not run"
+        detail = f"{not_installed(missing)}, so the model was not run"
         return replace(verdict, checks=[*verdict.checks, Check("outputs", "runtime", UNKNOWN, detail)])
     bits = body_bits(subject, artifact)
     return outputs.measure(verdict, subject, source, artifact, bits, _OPTIONS, report)

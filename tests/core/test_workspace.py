@@ -2,6 +2,10 @@
 
 import errno
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -113,3 +117,60 @@ def test_a_workspace_outlives_an_interruption_and_goes_with_success(tmp_path):
     with workspace.workspace(tmp_path, "abc") as folder:
         assert (folder / "layer-0").read_text() == "done"
     assert not list(tmp_path.iterdir())
+
+
+WRITING = """
+import sys, time
+from pathlib import Path
+from gpt54_convert.core.workspace import staged
+with staged(Path(sys.argv[1]), ["gguf"], False) as folder:
+    (folder / "gguf" / "a.bin").write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def writer(output):
+    """Another process in the middle of writing."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITING, str(output)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_what_a_killed_run_left_goes_and_what_a_living_one_writes_stays(tmp_path):
+    killed, living = writer(tmp_path), writer(tmp_path)
+    try:
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+        assert len(list(tmp_path.glob(".partial-*"))) == 2
+        (tmp_path / ".partial-mine").mkdir()  # without a lock of ours: somebody else's
+        with staged(tmp_path, ["safetensors"], False) as folder:
+            fill(folder / "safetensors")
+            left = {path.name for path in tmp_path.iterdir()} - {folder.name}
+            assert ".partial-mine" in left and len(left) == 2
+            (other,) = left - {".partial-mine"}
+            assert (tmp_path / other / "gguf" / "a.bin").read_text() == "half"
+    finally:
+        for process in (killed, living):
+            process.kill()
+            process.wait()
+            process.stdout.close()
+    with staged(tmp_path, ["gguf"], False) as folder:
+        fill(folder / "gguf")
+    assert {path.name for path in tmp_path.iterdir()} == {".partial-mine", "gguf", "safetensors"}
+
+
+def test_a_disk_without_locks_is_written_to_and_not_swept(tmp_path, monkeypatch):
+    def refuses(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    process = writer(tmp_path)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    monkeypatch.setattr(workspace.fcntl, "flock", refuses)
+    with staged(tmp_path, ["gguf"], False) as folder:
+        fill(folder / "gguf")
+    assert len(list(tmp_path.glob(".partial-*"))) == 1 and (tmp_path / "gguf" / "a.bin").exists()

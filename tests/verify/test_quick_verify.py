@@ -111,6 +111,7 @@ def test_without_runtimes_files_and_weights_are_verified(container, llama, tmp_p
     assert code == 0
     notes = [line for line in result.stderr.splitlines() if "not installed" in line]
     assert len(notes) == 1
+    assert " and " in notes[0].split(" not installed")[0] and " are not installed" in notes[0]
     assert "pip install" in notes[0]
     assert f"`gpt54-convert verify {tmp_path / container}`" in notes[0]
     found = recorded(tmp_path, container)
