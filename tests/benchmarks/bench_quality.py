@@ -7,7 +7,8 @@ Every row is a finished artifact, loaded again and dequantized to float32; trans
 runtime's own arithmetic (llama.cpp's costs 0.003–0.005 nats) hides what the weights lost.  Measured on text
 that nobody calibrated on; intervals are 95 %, by a bootstrap over documents; the ratio's interval is paired.
 
-An entry of --ours is a scheme, or KEY=VALUE pairs of `quantize`'s options and `to` (a container).  One of
+An entry of --ours is a scheme, or KEY=VALUE pairs of `quantize`'s options, `to` (a container) and transforms
+(rotate=all or rotate=values, awq=true, smooth=0.5).  Under w8a8 the inputs are rounded to 8 bits too.  One of
 --peer is llama.cpp's name of a type, `+imatrix` and `+pure` where wanted.  --model: `embedded`, `smollm2`
 (shuffled, see honest.py), or a float model's path.
 
@@ -44,6 +45,9 @@ from gpt54_convert.core.report import Report
 from gpt54_convert.forward.batch import Batch, Floats
 from gpt54_convert.forward.documents import cut
 from gpt54_convert.recipe import Convert, Export, Quantize, Recipe
+from gpt54_convert.transforms.awq import Awq
+from gpt54_convert.transforms.rotate import Rotate
+from gpt54_convert.transforms.smooth import Smooth
 from gpt54_convert.verify import documents as docs
 from gpt54_convert.verify.options import VerifyOptions
 from gpt54_convert.verify.tally import Measured, Tally
@@ -81,17 +85,21 @@ class Meter:
             self._kept = list(self._run(self._source))
         return self._kept
 
-    def _run(self, checkpoint: Checkpoint) -> Iterator[Floats]:
+    def _run(self, checkpoint: Checkpoint, int8_inputs: dict[str, int] | None = None) -> Iterator[Floats]:
         from gpt54_convert.forward.torch_model import TorchReference
 
-        with TorchReference(checkpoint, self._threads, keep_bytes=4 << 30) as reference:
+        with TorchReference(
+            checkpoint, self._threads, keep_bytes=4 << 30, int8_inputs=int8_inputs
+        ) as reference:
             for batch in self._batches:
                 yield reference.logits(batch)
 
-    def figures(self, checkpoint: Checkpoint) -> dict[str, Measured]:
+    def figures(self, checkpoint: Checkpoint, activations: bool) -> dict[str, Measured]:
+        """activations: whether what enters a matrix of codes is rounded to 8 bits, token by token."""
+        coded = {name: tensor.columns for name, tensor in checkpoint.tensors.items() if tensor.grid}
         tally = Tally("logits")
         pairs: Iterator[tuple[Batch, Floats, Floats]] = zip(
-            self._batches, self._answers, self._run(checkpoint), strict=True
+            self._batches, self._answers, self._run(checkpoint, coded if activations else None), strict=True
         )
         for batch, answer, found in pairs:
             tally.add(batch, answer, found)
@@ -130,14 +138,15 @@ class Bench:
         pairs = dict(part.split("=", 1) for part in spec.split(",")) if "=" in spec else {"scheme": spec}
         to = pairs.pop("to", "gguf")
         kinds = {field.name: field.type for field in fields(Quantize)}
+        passes = _transforms(pairs)
         values = {key: _typed(value, str(kinds[key])) for key, value in pairs.items()}
         export = Export(output=work / "out", to=(to,), threads=self._args.threads, verify=False)
         started = time.monotonic()
-        artifact = pipeline.run(Recipe(self._model, Quantize(**values), export), Report())[0]
+        artifact = pipeline.run(Recipe(self._model, Quantize(**values), export, passes), Report())[0]
         elapsed = time.monotonic() - started
         weights = [p for p in artifact.files if p.suffix in (".gguf", ".safetensors", ".onnx", ".data")]
         path = weights[0] if to == "gguf" else artifact.folder
-        return self._row(spec, path, sum(p.stat().st_size for p in weights), elapsed)
+        return self._row(spec, path, sum(p.stat().st_size for p in weights), elapsed, "w8a8" in spec)
 
     def peer(self, spec: str, work: Path) -> Row:
         """An entry of --peer: the same float weights through llama.cpp's quantizer."""
@@ -149,8 +158,8 @@ class Bench:
         elapsed = time.monotonic() - started
         return self._row(f"llama.cpp {spec}", goal, goal.stat().st_size, elapsed)
 
-    def _row(self, name: str, path: Path, size: int, elapsed_s: float) -> Row:
-        figures = self.meter.figures(loaders.load(path))
+    def _row(self, name: str, path: Path, size: int, elapsed_s: float, activations: bool = False) -> Row:
+        figures = self.meter.figures(loaders.load(path), activations)
         return Row(
             name, size, 8 * size / self._count, figures["kl_mean_nats"], figures["top1_agreement"], elapsed_s
         )
@@ -166,6 +175,19 @@ class Bench:
         if self._matrix is None:
             self._matrix = llama_quantizer.importance(self._source, self._args.calibration_tokens)
         return self._matrix
+
+
+def _transforms(pairs: dict[str, str]) -> tuple[Any, ...]:
+    """The passes that a spec names, taken out of it."""
+    found: list[Any] = []
+    scheme = pairs.get("scheme", "int4")
+    if "rotate" in pairs:
+        found.append(Rotate(residual=pairs.pop("rotate") == "all"))
+    if pairs.pop("awq", ""):
+        found.append(Awq(scheme))
+    if "smooth" in pairs:
+        found.append(Smooth(float(pairs.pop("smooth"))))
+    return tuple(found)
 
 
 def _typed(value: str, kind: str) -> Any:
