@@ -66,6 +66,8 @@ RUNTIMES = {
     "calibrate.watch": {"torch"},
     "calibrate.gradients": {"torch", "transformers"},
     "calibrate.loss": {"torch"},
+    "calibrate.factored": {"torch"},
+    "calibrate.tune": {"torch"},
     "verify.runners.transformers_packed": {"torch", "transformers", "compressed_tensors"},
     "verify.runners.llama_cpp": {"llama_cpp"},
     "sessions.gguf": {"llama_cpp"},

@@ -69,7 +69,7 @@ def moments(checkpoint: Checkpoint, documents: Sequence[Document], report: Repor
     with TorchReference(checkpoint) as reference:
         model = reference.model
         model.requires_grad_(False)
-        _checkpoint_layers(model)
+        checkpoint_layers(model)
         sums: dict[str, _Sums] = {}
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Embedding):
@@ -87,7 +87,7 @@ def moments(checkpoint: Checkpoint, documents: Sequence[Document], report: Repor
     return {name: _moments(name, found, tokens) for name, found in sums.items() if found.seen}
 
 
-def _checkpoint_layers(model: Any) -> None:
+def checkpoint_layers(model: Any) -> None:
     """Let each layer be run again in the backward pass instead of being remembered, without any dropout."""
     if not getattr(model, "supports_gradient_checkpointing", False):
         return

@@ -16,7 +16,7 @@ from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import InputError, UnsupportedError
-from gpt54_convert.quantize.encode import needs, solver
+from gpt54_convert.quantize.encode import needs, solver, then
 from gpt54_convert.quantize.grids import Grid
 from gpt54_convert.quantize.qtensor import QTensor
 from gpt54_convert.quantize.statistics import Floats, Statistics
@@ -55,6 +55,10 @@ def solve(
         solution.store = Store(folder / f"codes-{solution.key}")
         visitor = _Solver(solution, solution.store, checkpoint, method, report)
         Walk(checkpoint, batches, folder / f"walk-{solution.key}", report, threads).run(visitor)
+        if then(method) == "tune":
+            from gpt54_convert.calibrate.tune import tune
+
+            tune(solution, solution.store, checkpoint, batches, report, threads)
     return {
         "text_sha256": texts.digest(text),
         "documents": sum(len(batch.documents) for batch in batches),

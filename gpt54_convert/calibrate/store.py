@@ -20,7 +20,7 @@ class Store:
     """Quantized tensors by name and grid, in `folder`, each field a .npy file of [rows, …]."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def has(self, name: str, grid: Grid) -> bool:
@@ -39,7 +39,7 @@ class Store:
                         np.save(file, np.ascontiguousarray(values))
                     os.replace(partial, path)
         except OSError as error:
-            raise as_output_error(error, self._folder) from error
+            raise as_output_error(error, self.folder) from error
 
     def load(self, name: str, grid: Grid) -> QTensor:
         """A whole tensor."""
@@ -58,4 +58,4 @@ class Store:
 
     def _path(self, name: str, grid: Grid, field: str) -> Path:
         key = hashlib.sha256(f"{name}\n{grid.name}".encode()).hexdigest()[:24]
-        return self._folder / f"{key}.{field}.npy"
+        return self.folder / f"{key}.{field}.npy"

@@ -43,6 +43,11 @@ def needs(name: str) -> str:
     return cast(str, _module(name).NEEDS)
 
 
+def then(name: str) -> str:
+    """What is to be done with a whole model once its tensors are solved: `tune`, or nothing (empty)."""
+    return cast(str, getattr(_module(name), "THEN", ""))
+
+
 def _module(name: str) -> ModuleType:
     if name not in discover.names(SOLVERS):
         raise UsageError(f"unknown method {name!r}: use one of {', '.join(discover.names(SOLVERS))}")
