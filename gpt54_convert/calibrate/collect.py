@@ -16,6 +16,15 @@ from gpt54_convert.quantize.statistics import Statistics
 Weights = Mapping[str, torch.Tensor]  # of a batch's tokens, by tensor name
 
 
+def refuse(name: str, inputs: torch.Tensor) -> None:
+    """Raise InputError where not all that enters the matrix `name` is finite."""
+    if not torch.isfinite(inputs).all():
+        raise InputError(
+            f"what enters {name} is not finite on the calibration text; the model itself overflows there "
+            "(check its weights), or take another --calibration text"
+        )
+
+
 @dataclass
 class _Sums:
     """Weighted sums over the input vectors of some matrices that share them; moment [in, in] or None."""
@@ -79,11 +88,7 @@ class Collector:
     def add(self, name: str, value: torch.Tensor, weight: torch.Tensor | None = None) -> None:
         """Count one batch of inputs [..., in] of the matrix `name`; weight [...] of its tokens."""
         x = value.detach().reshape(-1, value.shape[-1]).float()
-        if not torch.isfinite(x).all():
-            raise InputError(
-                f"what enters {name} is not finite on the calibration text; the model itself overflows there "
-                "(check its weights), or take another --calibration text"
-            )
+        refuse(name, x)
         if name not in self._sums:
             count = x.shape[1]
             moment = torch.zeros(count, count) if self._moments else None

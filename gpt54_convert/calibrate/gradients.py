@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from gpt54_convert.calibrate.collect import refuse
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import MeasureError
@@ -98,7 +99,7 @@ def token_weights(
     """For every matrix and token of its input, the sum of g**2 over its outputs, [documents, time].
 
     documents: all of one length.  Matrices that a document runs twice are left out.
-    Raises MeasureError where a gradient is not finite.
+    Raises MeasureError where a gradient is not finite, InputError where an input is not.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -130,7 +131,7 @@ def _backward(
                 module.register_forward_hook(_start_gradients)
             elif type(module).__name__ in ("Linear", "Conv1D"):
                 source = reference.weights.source(f"{name}.weight")
-                module.register_forward_hook(_watch(kept.setdefault(source, make())))
+                module.register_forward_hook(_watch(source, kept.setdefault(source, make())))
         generator = torch.Generator().manual_seed(_SEED)
         with report.progress(title, sum(len(d.tokens) for d in documents)) as advance:
             for document in documents:
@@ -156,11 +157,12 @@ def _start_gradients(module: Any, args: Any, output: torch.Tensor) -> None:
         output.requires_grad_(True)
 
 
-def _watch(kept: _Kept) -> Any:
+def _watch(name: str, kept: _Kept) -> Any:
     def hook(module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         if not output.requires_grad:
             return
         x = args[0].detach().reshape(-1, args[0].shape[-1])
+        refuse(name, x)
         output.register_hook(  # type: ignore[no-untyped-call]
             lambda g: kept.add(x, g.detach().reshape(len(x), -1))
         )

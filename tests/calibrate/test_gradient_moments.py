@@ -9,7 +9,7 @@ from gpt54_convert import data, loaders
 from gpt54_convert.calibrate.gradients import moments, token_weights
 from gpt54_convert.core import views
 from gpt54_convert.core.report import Report
-from gpt54_convert.errors import MeasureError
+from gpt54_convert.errors import InputError
 from gpt54_convert.forward.batch import stack
 from gpt54_convert.forward.documents import cut
 from gpt54_convert.forward.torch_model import inputs
@@ -116,5 +116,5 @@ def test_gradients_that_are_not_finite_are_refused():
     broken = np.full(checkpoint.tensors[name].shape, np.inf, np.float32)
     poisoned = checkpoint.with_tensors({**checkpoint.tensors, name: views.from_array(name, broken)})
     documents = cut(data.text("calibration"), checkpoint, 520, 40)[:2]
-    with pytest.raises(MeasureError, match="not finite"):
+    with pytest.raises(InputError, match=r"layers\.1\.mlp|lm_head|embed"):
         token_weights(poisoned, documents, Report())
