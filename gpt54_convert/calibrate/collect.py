@@ -13,68 +13,65 @@ from torch import nn
 from gpt54_convert.errors import InputError
 from gpt54_convert.quantize.statistics import Statistics
 
+Weights = Mapping[str, torch.Tensor]  # of a batch's tokens, by tensor name
+
+
+def refuse(name: str, inputs: torch.Tensor) -> None:
+    """Raise InputError where not all that enters the matrix `name` is finite."""
+    if not torch.isfinite(inputs).all():
+        raise InputError(
+            f"what enters {name} is not finite on the calibration text; the model itself overflows there "
+            "(check its weights), or take another --calibration text"
+        )
+
 
 @dataclass
 class _Sums:
-    """Sums over the input vectors of some matrices that share them; moment and drift [in, in] or None."""
+    """Weighted sums over the input vectors of some matrices that share them; moment [in, in] or None."""
 
     square: torch.Tensor
     greatest: torch.Tensor
     moment: torch.Tensor | None
-    drift: torch.Tensor | None
     tokens: int = 0
+    weight: float = 0.0
 
-    def add(self, x: torch.Tensor, original: torch.Tensor | None) -> None:
-        """x, original [tokens, in]: what the matrix is fed, and what the float model feeds it."""
+    def add(self, x: torch.Tensor, weight: torch.Tensor | None) -> None:
+        """x [tokens, in]: what the matrix is fed.  weight [tokens] or None: what each counts, else 1."""
         self.tokens += len(x)
-        self.square += x.square().sum(0)
+        self.weight += len(x) if weight is None else float(weight.double().sum())
         self.greatest = torch.maximum(self.greatest, x.abs().amax(0))
+        weighted = x if weight is None else x * weight[:, None]
+        self.square += (x * weighted).sum(0)
         if self.moment is not None:
-            self.moment.addmm_(x.T, x)
-        if self.drift is not None and original is not None:
-            self.drift.addmm_((original - x).T, x)
+            self.moment.addmm_(weighted.T, x)
 
     def statistics(self) -> Statistics:
         def mean(part: torch.Tensor | None) -> Any:
-            return None if part is None else (part / self.tokens).numpy()
+            return None if part is None else (part / (self.weight or 1.0)).numpy()
 
-        return Statistics(
-            mean(self.square), self.tokens, self.greatest.numpy(), mean(self.moment), mean(self.drift)
-        )
+        return Statistics(mean(self.square), self.tokens, self.greatest.numpy(), mean(self.moment))
 
 
-# Beyond so many columns a moment takes a quarter of a gigabyte: one is kept, and no drift.
+# Beyond so many columns a moment takes a quarter of a gigabyte: one is kept.
 LARGE = 4096
 
 
 class Collector:
     """Statistics of the matrices of one layer (or of one head).
 
-    modules: by tensor name.  moments: collect [in, in] moments too.  drift: compare with the float model,
-    whose inputs `original` has seen for the same batch.  large: count matrices of more than LARGE columns.
-    Matrices that are fed the very same tensor share one object.
+    modules: by tensor name.  moments: collect [in, in] moments too.  large: count matrices of more than
+    LARGE columns.  Matrices that are fed the very same tensor share one object, in which a token counts by
+    the sum of its weights for each of them.
     """
 
-    def __init__(
-        self, modules: Mapping[str, nn.Module], moments: bool, drift: bool, large: bool = True
-    ) -> None:
-        self._large = large
-        self._modules, self._moments, self._drift = modules, moments, drift
+    def __init__(self, modules: Mapping[str, nn.Module], moments: bool, large: bool = True) -> None:
+        self._modules, self._moments, self._large = modules, moments, large
         self._leader: dict[str, str] = {}  # tensor -> the first one with the same input
         self._sums: dict[str, _Sums] = {}
-        self._original: dict[str, torch.Tensor] = {}
 
     @contextmanager
-    def original(self) -> Iterator[None]:
-        """Within, the float layer runs on the float model's states: keep what it feeds its matrices."""
-        seen: dict[str, torch.Tensor] = {}
-        with self._watched(seen):
-            yield
-        self._original = seen
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Within, the layer runs on one batch: add what it feeds its matrices."""
+    def counting(self, weights: Weights) -> Iterator[None]:
+        """Within, the layer runs on one batch: add what it feeds its matrices, tokens by their `weights`."""
         seen: dict[str, torch.Tensor] = {}
         with self._watched(seen):
             yield
@@ -83,24 +80,22 @@ class Collector:
         for name in dict.fromkeys(self._leader.values()):
             if not self._large and seen[name].shape[-1] > LARGE:
                 continue
-            self.add(name, seen[name], self._original.get(name))
-        self._original = {}
+            found = [
+                weights[each] for each, leader in self._leader.items() if leader == name and each in weights
+            ]
+            self.add(name, seen[name], sum(found) if found else None)  # type: ignore[arg-type]
 
-    def add(self, name: str, value: torch.Tensor, original: torch.Tensor | None = None) -> None:
-        """Count one batch of inputs [..., in] of the matrix `name`."""
+    def add(self, name: str, value: torch.Tensor, weight: torch.Tensor | None = None) -> None:
+        """Count one batch of inputs [..., in] of the matrix `name`; weight [...] of its tokens."""
         x = value.detach().reshape(-1, value.shape[-1]).float()
-        if not torch.isfinite(x).all():
-            raise InputError(
-                f"what enters {name} is not finite on the calibration text; the model itself overflows there "
-                "(check its weights), or take another --calibration text"
-            )
+        refuse(name, x)
         if name not in self._sums:
             count = x.shape[1]
             moment = torch.zeros(count, count) if self._moments else None
-            drift = torch.zeros(count, count) if self._drift and count <= LARGE else None
-            self._sums[name] = _Sums(torch.zeros(count), torch.zeros(count), moment, drift)
+            self._sums[name] = _Sums(torch.zeros(count), torch.zeros(count), moment)
             self._leader.setdefault(name, name)
-        self._sums[name].add(x, None if original is None else original.reshape(x.shape).float())
+        flat = None if weight is None or weight.numel() != len(x) else weight.reshape(-1)
+        self._sums[name].add(x, flat)
 
     def statistics(self) -> dict[str, Statistics]:
         """By tensor name, for every matrix that ran."""

@@ -60,7 +60,7 @@ def calibrate(
 class _Looker:
     """Visits layers, keeps their statistics and changes nothing."""
 
-    moments, drift, only_looks = False, False, True
+    moments, only_looks = False, True
 
     def __init__(self) -> None:
         self.found: dict[str, Statistics] = {}

@@ -12,15 +12,16 @@ For models without logits, g is that of a random direction of the hidden states:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from gpt54_convert.calibrate.collect import refuse
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import MeasureError
@@ -39,6 +40,17 @@ class Moments:
 
     inputs: NDArray[np.float64]
     outputs: NDArray[np.float64]
+
+
+class _Kept(Protocol):
+    """What is kept of a matrix."""
+
+    def add(self, x: torch.Tensor, g: torch.Tensor) -> None:
+        """x [tokens, in], g [tokens, out]."""
+        ...
+
+
+Each = TypeVar("Each", bound=_Kept)
 
 
 @dataclass
@@ -60,31 +72,73 @@ class _Sums:
         self.weight += float(of_token.sum())
 
 
+class _Tokens:
+    """How much every token matters to one matrix: its g**2, summed over outputs."""
+
+    def __init__(self) -> None:
+        self.parts: list[torch.Tensor] = []
+
+    def add(self, x: torch.Tensor, g: torch.Tensor) -> None:
+        self.parts.append((g.float() ** 2).sum(dim=1))
+
+
 def moments(checkpoint: Checkpoint, documents: Sequence[Document], report: Report) -> dict[str, Moments]:
     """The moments of every matrix that a Linear (or GPT-2's Conv1D) of the model holds, by tensor name.
 
     documents: run one by one; memory is that of one layer's weights and one document's activations.
     Raises MeasureError where a gradient is not finite.
     """
+    sums = _backward(checkpoint, documents, report, "sensitivity of weights", _Sums)
+    tokens = sum(len(document.tokens) for document in documents)
+    return {name: _moments(name, found, tokens) for name, found in sums.items() if found.seen}
+
+
+def token_weights(
+    checkpoint: Checkpoint, documents: Sequence[Document], report: Report, threads: int = 0
+) -> dict[str, NDArray[np.float32]]:
+    """For every matrix and token of its input, the sum of g**2 over its outputs, [documents, time].
+
+    documents: all of one length.  Matrices that a document runs twice are left out.
+    Raises MeasureError where a gradient is not finite, InputError where an input is not.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    kept = _backward(checkpoint, documents, report, "weighing tokens", _Tokens)
+    found = {}
+    for name, tokens in kept.items():
+        if len(tokens.parts) == len(documents):
+            found[name] = torch.stack(tokens.parts).numpy()
+            if not np.isfinite(found[name]).all():
+                raise _not_finite(name)
+    return found
+
+
+def _backward(
+    checkpoint: Checkpoint,
+    documents: Sequence[Document],
+    report: Report,
+    title: str,
+    make: Callable[[], Each],
+) -> dict[str, Each]:
+    """Run documents one by one there and back; what each matrix's `make()` kept, by tensor name."""
     with TorchReference(checkpoint) as reference:
         model = reference.model
         model.requires_grad_(False)
         checkpoint_layers(model)
-        sums: dict[str, _Sums] = {}
+        kept: dict[str, Each] = {}
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Embedding):
                 module.register_forward_hook(_start_gradients)
             elif type(module).__name__ in ("Linear", "Conv1D"):
                 source = reference.weights.source(f"{name}.weight")
-                module.register_forward_hook(_watch(sums.setdefault(source, _Sums())))
+                module.register_forward_hook(_watch(source, kept.setdefault(source, make())))
         generator = torch.Generator().manual_seed(_SEED)
-        with report.progress("sensitivity of weights", sum(len(d.tokens) for d in documents)) as advance:
+        with report.progress(title, sum(len(d.tokens) for d in documents)) as advance:
             for document in documents:
                 loss = _loss(model(**inputs(stack([document], 0))), generator)
                 loss.backward()  # type: ignore[no-untyped-call]
                 advance(len(document.tokens))
-    tokens = sum(len(document.tokens) for document in documents)
-    return {name: _moments(name, found, tokens) for name, found in sums.items() if found.seen}
+    return kept
 
 
 def checkpoint_layers(model: Any) -> None:
@@ -103,13 +157,14 @@ def _start_gradients(module: Any, args: Any, output: torch.Tensor) -> None:
         output.requires_grad_(True)
 
 
-def _watch(sums: _Sums) -> Any:
+def _watch(name: str, kept: _Kept) -> Any:
     def hook(module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         if not output.requires_grad:
             return
         x = args[0].detach().reshape(-1, args[0].shape[-1])
+        refuse(name, x)
         output.register_hook(  # type: ignore[no-untyped-call]
-            lambda g: sums.add(x, g.detach().reshape(len(x), -1))
+            lambda g: kept.add(x, g.detach().reshape(len(x), -1))
         )
 
     return hook
@@ -129,8 +184,12 @@ def _loss(output: Any, generator: torch.Generator) -> torch.Tensor:
 def _moments(name: str, sums: _Sums, tokens: int) -> Moments:
     of_inputs, of_outputs = np.asarray(sums.inputs), np.asarray(sums.outputs) / tokens
     if not (np.isfinite(of_inputs).all() and np.isfinite(of_outputs).all()):
-        raise MeasureError(
-            f"tensor {name}: its inputs or gradients are not finite on the calibration text, so the model "
-            "itself is broken there; check it with `gpt54-convert verify`"
-        )
+        raise _not_finite(name)
     return Moments(of_inputs / sums.weight if sums.weight else of_inputs, of_outputs)
+
+
+def _not_finite(name: str) -> MeasureError:
+    return MeasureError(
+        f"tensor {name}: its inputs or gradients are not finite on the calibration text, so the model "
+        "itself is broken there; check it with `gpt54-convert verify`"
+    )

@@ -15,6 +15,7 @@ from gpt54_convert.calibrate.store import Store
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.core.tensor import LazyTensor
+from gpt54_convert.core.workspace import as_output_error
 from gpt54_convert.errors import InputError, UnsupportedError
 from gpt54_convert.quantize.encode import needs, solver, then
 from gpt54_convert.quantize.grids import Grid
@@ -23,6 +24,7 @@ from gpt54_convert.quantize.statistics import Floats, Statistics
 
 if TYPE_CHECKING:  # torch
     from gpt54_convert.calibrate.walk import Seen
+    from gpt54_convert.forward.batch import Batch
 
 _HEAD_BYTES = 64 << 20  # float32 rows of a head that are solved together
 
@@ -51,10 +53,13 @@ def solve(
     text = texts.read(options)
     documents = texts.documents(text, checkpoint, options)
     batches = texts.batches(documents)
+    weights = _token_weights(checkpoint, batches, method, folder, report, threads)
     for solution in solutions:
         solution.store = Store(folder / f"codes-{solution.key}")
         visitor = _Solver(solution, solution.store, checkpoint, method, report)
-        Walk(checkpoint, batches, folder / f"walk-{solution.key}", report, threads).run(visitor)
+        Walk(checkpoint, batches, folder / f"walk-{solution.key}", report, threads, weights=weights).run(
+            visitor
+        )
         if then(method) == "tune":
             from gpt54_convert.calibrate.tune import tune
 
@@ -66,6 +71,32 @@ def solve(
     }
 
 
+def _token_weights(
+    checkpoint: Checkpoint, batches: Sequence[Batch], method: str, folder: Path, report: Report, threads: int
+) -> dict[str, Floats]:
+    """How much each token counts for each matrix, where the method's objective is the output error.
+
+    Kept in `folder` for the next run, whose codes are to be the same.
+    """
+    if needs(method) != "moments":
+        return {}
+    from gpt54_convert.calibrate import gradients
+
+    path = folder / "token-weights.npz"
+    if not path.exists():
+        documents = [document for batch in batches for document in batch.documents]
+        found = gradients.token_weights(checkpoint, documents, report, threads)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial := folder / "token-weights.partial", "wb") as file:
+                np.savez(file, **found)  # type: ignore[arg-type]
+            partial.rename(path)
+        except OSError as error:
+            raise as_output_error(error, folder) from error
+    with np.load(path) as kept:
+        return {name: kept[name] for name in kept.files}
+
+
 class _Solver:
     """Visits layers and puts their matrices on their grids."""
 
@@ -75,7 +106,6 @@ class _Solver:
         self._solution, self._store, self._report = solution, store, report
         self._checkpoint, self._solve = checkpoint, solver(method)
         self.moments = True  # those of held-out batches judge what was found, whatever the method
-        self.drift = needs(method) == "moments"
 
     def known(self, names: Sequence[str]) -> Mapping[str, Floats] | None:
         """The weights of a layer whose codes are all there."""
@@ -91,9 +121,7 @@ class _Solver:
         for name, met in seen.items():
             for grid in self._grids(name):
                 parts = [weights[name]] if name in weights else _parts(self._checkpoint.tensors[name])
-                # A head is not to learn to undo what happened before it: that would fit the text.
-                known = met if name in weights else met.without_drift()
-                q = _stacked([self._best(name, part, grid, known) for part in parts])
+                q = _stacked([self._best(name, part, grid, met) for part in parts])
                 self._store.save(name, q)
                 if name in weights:
                     found[name] = q.dequantize()
@@ -119,15 +147,11 @@ class _Solver:
 
 
 def output_error(q: QTensor, weight: Floats, statistics: Statistics) -> float:
-    """The mean squared error of the outputs W' x against W f, less a part that depends on neither."""
-    moment, drift = statistics.moment, statistics.drift
-    if moment is None:
+    """The mean squared error of the outputs, over tokens as the statistics weigh them."""
+    if statistics.moment is None:
         raise UnsupportedError("output errors need the second moments of the inputs")
     error = q.dequantize() - weight
-    pull = error @ moment
-    if drift is not None:
-        pull -= 2 * (weight @ drift)
-    return float(np.einsum("ij,ij->", pull, error, dtype=np.float64))
+    return float(np.einsum("ij,ij->", error @ statistics.moment, error, dtype=np.float64))
 
 
 def _parts(tensor: LazyTensor) -> Iterator[Floats]:

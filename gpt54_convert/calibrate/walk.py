@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,16 +30,11 @@ class Seen:
     fit: Statistics
     held: Statistics
 
-    def without_drift(self) -> Seen:
-        """The same inputs, taken for those of the float model."""
-        return Seen(replace(self.fit, drift=None, kept={}), replace(self.held, drift=None, kept={}))
-
 
 class Visitor(Protocol):
     """Who is told of every layer, and may change its weights."""
 
     moments: bool
-    drift: bool
 
     def known(self, names: Sequence[str]) -> Mapping[str, Floats] | None:
         """New weights of a layer's matrices that an earlier run has found; None where it has not."""
@@ -53,7 +48,8 @@ class Visitor(Protocol):
 class Walk:
     """One walk of `visitor` through a checkpoint on some batches; `folder` holds the hidden states.
 
-    hold: keep some batches for judging (else all are fitted to).
+    hold: keep some batches for judging (else all are fitted to).  weights: of the tokens that enter a
+    matrix, [documents, time] by its tensor's name: how much they count in its statistics.
     """
 
     def __init__(
@@ -64,11 +60,13 @@ class Walk:
         report: Report,
         threads: int = 0,
         hold: bool = True,
+        weights: Mapping[str, Floats] | None = None,
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.model = LayeredModel(checkpoint)
         self._batches, self._folder, self._report = batches, folder, report
+        self._weights = weights or {}
         held = max(1, len(batches) // _HELD_PART) if hold and len(batches) > 1 else 0
         self._held = set(range(len(batches) - 1, -1, -(len(batches) // held))[:held]) if held else set()
 
@@ -84,66 +82,58 @@ class Walk:
     def _run(self, visitor: Visitor, states: Path, advance: Any) -> None:
         model = self.model
         model.trace(self._batches[0])
-        stream = Stream(model, self._batches, states / "quantized")
-        plain = Stream(model, self._batches, states / "float") if visitor.drift else None
+        stream = Stream(model, self._batches, states)
         for number, stack in enumerate(model.stacks):
-            for each in (stream, plain):
-                if each is not None:
-                    each.enter(number)
+            stream.enter(number)
             for layer in stack:
-                self._layer(layer, stream, plain, visitor)
+                self._layer(layer, stream, visitor)
                 advance(_size(layer))
-        for each in (stream, plain):
-            if each is not None:
-                each.leave()
-        self._head(stream, plain, visitor)
+        stream.leave()
+        self._head(stream, visitor)
 
-    def _layer(self, layer: Layer, stream: Stream, plain: Stream | None, visitor: Visitor) -> None:
+    def _layer(self, layer: Layer, stream: Stream, visitor: Visitor) -> None:
         parameters = self.model.parameters(layer)
         names = list(layer.matrices())
         new = visitor.known(names)
         outputs_done = False
         if new is None:
-            seen, outputs_done = self._collect(layer, stream, plain, parameters, visitor)
+            seen, outputs_done = self._collect(layer, stream, parameters, visitor)
             weights = {name: _matrix(layer, parameters, name) for name in names if name in seen}
             new = visitor.solve(weights, seen)
-        elif plain is not None:
-            for index in range(len(self._batches)):
-                plain.put(index, plain.run(layer, index, parameters))
         changed = _replaced(layer, parameters, new)
         if new or not outputs_done:
             for index in range(len(self._batches)):
                 stream.put(index, stream.run(layer, index, changed))
 
     def _collect(
-        self, layer: Layer, stream: Stream, plain: Stream | None, parameters: Parameters, visitor: Visitor
+        self, layer: Layer, stream: Stream, parameters: Parameters, visitor: Visitor
     ) -> tuple[dict[str, Seen], bool]:
-        fit, held = (
-            Collector(layer.matrices(), visitor.moments, visitor.drift, large) for large in (True, False)
-        )
+        fit, held = (Collector(layer.matrices(), visitor.moments, large) for large in (True, False))
         keep = visitor_keeps(visitor)
         for index in range(len(self._batches)):
             collector = held if index in self._held else fit
-            if plain is not None:
-                with collector.original():
-                    original = plain.run(layer, index, parameters)
-                plain.put(index, original)
-            with collector.counting():
+            with collector.counting(self._of_batch(index)):
                 found = stream.run(layer, index, parameters)
             if keep:
                 stream.put(index, found)
         return _pair(fit, held), keep
 
-    def _head(self, stream: Stream, plain: Stream | None, visitor: Visitor) -> None:
+    def _of_batch(self, index: int) -> dict[str, torch.Tensor]:
+        """The weights of a batch's tokens."""
+        batch = self._batches[index]
+        rows = slice(batch.first, batch.first + len(batch.documents))
+        return {name: torch.from_numpy(found[rows]) for name, found in self._weights.items()}
+
+    def _head(self, stream: Stream, visitor: Visitor) -> None:
         name = self.model.head
         if name is None or visitor.known([name]) is not None:
             return
-        fit, held = (Collector({}, visitor.moments, visitor.drift) for _ in range(2))
+        fit, held = (Collector({}, visitor.moments) for _ in range(2))
         for index, batch in enumerate(self._batches):
             found = self.model.head_input(batch, stream.finals(index))
-            original = self.model.head_input(batch, plain.finals(index)) if plain else None
             if found is not None:
-                (held if index in self._held else fit).add(name, found, original)
+                weight = self._of_batch(index).get(name)
+                (held if index in self._held else fit).add(name, found, weight)
         visitor.solve({}, _pair(fit, held))
 
     @contextmanager

@@ -15,13 +15,11 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Averages over `tokens` input vectors x [in] of a matrix [out, in].
+    """Averages over `tokens` input vectors x [in] of a matrix [out, in]; some may count more than others.
 
     mean_square: the mean of x², [in]; llama.cpp's importance matrix.
     greatest: the greatest |x|, [in], or None where it was not collected.
     moment: the mean of x xᵀ, [in, in] (half the Hessian of the output error), or None.
-    drift: the mean of (f - x) xᵀ, [in, in], where f is what the float model feeds the same matrix and x what
-        the model quantized so far does; None where both are one.
     kept: what solvers derive from these and want again for the next matrix with the same inputs.
     """
 
@@ -29,12 +27,11 @@ class Statistics:
     tokens: int
     greatest: Floats | None = None
     moment: Floats | None = None
-    drift: Floats | None = None
     kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def check(self, columns: int) -> None:
         """Raise InternalError for other columns than the matrix has, InputError for what is not finite."""
-        for part in (self.mean_square, self.moment, self.drift):
+        for part in (self.mean_square, self.moment):
             if part is not None and part.shape[-1] != columns:
                 raise InternalError(f"statistics of {part.shape[-1]} columns for a matrix of {columns}")
             if part is not None and not np.isfinite(part).all():

@@ -6,8 +6,10 @@ import tiny
 import torch
 
 from gpt54_convert import data, loaders
-from gpt54_convert.calibrate.gradients import moments
+from gpt54_convert.calibrate.gradients import moments, token_weights
+from gpt54_convert.core import views
 from gpt54_convert.core.report import Report
+from gpt54_convert.errors import InputError
 from gpt54_convert.forward.batch import stack
 from gpt54_convert.forward.documents import cut
 from gpt54_convert.forward.torch_model import inputs
@@ -88,3 +90,31 @@ def test_half_of_the_weighted_error_is_the_divergence_of_a_small_change():
         with Loss(checkpoint, documents) as loss:
             measured = loss.of(changed)
         assert 0.6 < measured / estimate < 1.7, (name, measured, estimate)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt54", "bert"])
+def test_token_weights_are_squares_of_gradients(kind):
+    model, folder = tiny.make(kind)
+    checkpoint = loaders.load(folder)
+    documents = [d for d in cut(data.text("calibration"), checkpoint, 520, 40) if len(d.tokens) == 40][:3]
+    found = token_weights(checkpoint, documents, Report())
+    assert len(found) > 10
+    of_outputs = {name: outputs for name, (_, outputs) in plain(model, documents).items()}
+    for name, weights in found.items():
+        assert weights.shape[0] == len(documents)
+        spelled = [
+            n for n in of_outputs if f"{n}.weight" in (name, f"bert.{name}", name.removeprefix("bert."))
+        ]
+        if spelled:  # a tied head stands under the embedding's name
+            assert np.isclose(weights.sum(dtype=np.float64), float(of_outputs[spelled[0]].sum()), rtol=1e-3)
+
+
+def test_gradients_that_are_not_finite_are_refused():
+    _, folder = tiny.make("llama")
+    checkpoint = loaders.load(folder)
+    name = "model.layers.1.mlp.down_proj.weight"
+    broken = np.full(checkpoint.tensors[name].shape, np.inf, np.float32)
+    poisoned = checkpoint.with_tensors({**checkpoint.tensors, name: views.from_array(name, broken)})
+    documents = cut(data.text("calibration"), checkpoint, 520, 40)[:2]
+    with pytest.raises(InputError, match=r"layers\.1\.mlp|lm_head|embed"):
+        token_weights(poisoned, documents, Report())

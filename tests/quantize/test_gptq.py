@@ -24,15 +24,9 @@ def inputs(kind: str, tokens: int = 1500) -> np.ndarray:
     return x.astype(np.float32)
 
 
-def statistics(x: np.ndarray, drift: np.ndarray | None = None) -> Statistics:
+def statistics(x: np.ndarray) -> Statistics:
     moment = (x.T @ x / len(x)).astype(np.float32)
-    return Statistics(
-        np.diagonal(moment).copy(),
-        len(x),
-        np.abs(x).max(axis=0),
-        moment,
-        None if drift is None else (drift.T @ x / len(x)).astype(np.float32),
-    )
+    return Statistics(np.diagonal(moment).copy(), len(x), np.abs(x).max(axis=0), moment)
 
 
 def weights(rows: int = 24) -> np.ndarray:
@@ -97,28 +91,6 @@ def test_descent_only_goes_down_and_knows_its_own_error(name):
         last = now
         slope = (q.dequantize() - weight).astype(np.float64) @ moment
         np.testing.assert_allclose(work.slope, slope, atol=2e-3 * np.abs(slope).max())
-
-
-def test_drift_aims_at_the_float_models_outputs():
-    """The aim is the least-squares answer to what the float model does on its own inputs."""
-    x = inputs("correlated", 4000)
-    drift = 0.1 * x[:, ::-1].copy()
-    weight = weights(4)
-    known = statistics(x, drift)
-    aim = _moment.wanted(weight, known)
-    part = COLUMNS / len(x) * np.square(x).mean()  # ridge: one observation a column
-    ridge = np.sqrt(part * len(x)) * np.eye(COLUMNS)
-    rows = np.vstack([x, ridge]).astype(np.float64)
-    target = np.vstack([(x + drift) @ weight.T, ridge @ weight.T])
-    expected = np.linalg.lstsq(rows, target, rcond=None)[0]
-    np.testing.assert_allclose(aim, expected.T, atol=1e-3)
-    q = solver("gptq")(weight, grid("int4-g32"), known)
-    plain = solver("gptq")(weight, grid("int4-g32"), statistics(x))
-
-    def missed(found):
-        return ((x @ found.dequantize().T - (x + drift) @ weight.T) ** 2).mean()
-
-    assert missed(q) < missed(plain)
 
 
 DEGENERATE = {

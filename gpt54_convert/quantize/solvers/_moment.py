@@ -14,7 +14,7 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Order = NDArray[np.intp]
 
-DAMPING = 0.01  # part of the mean of the diagonal that is added to it; more where that does not suffice
+DAMPING = 0.05  # part of the mean of the diagonal that is added to it; more where that does not suffice
 _TRIES = 7
 _SMALL = 128
 _LARGE = 4096  # columns; beyond these float64 would take gigabytes
@@ -74,22 +74,6 @@ def _invert(upper: NDArray[np.floating]) -> None:
     _invert(first)
     _invert(last)
     corner[:] = -(first @ corner) @ last
-
-
-def wanted(weight: Floats, statistics: Statistics) -> Floats:
-    """The weights that, fed what the quantized model feeds them, come nearest to the float model's outputs.
-
-    The least-squares solution of Σ |W f - W' x|²; as W itself where no drift was collected.
-    """
-    if statistics.drift is None:
-        return weight
-    if "change" not in statistics.kept:
-        # Few tokens tell little about what to change in many columns.
-        part = max(DAMPING, weight.shape[1] / max(1, statistics.tokens))
-        damp = damped(statistics, part)
-        change = np.linalg.solve(damp, statistics.drift.T.astype(damp.dtype)).T
-        statistics.kept["change"] = change.astype(np.float32)
-    return cast(Floats, weight + weight @ statistics.kept["change"])
 
 
 def row_errors(error: Floats, moment: NDArray[np.floating]) -> Doubles:

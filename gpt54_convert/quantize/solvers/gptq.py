@@ -3,8 +3,7 @@
 Groups (of superblock grids: superblocks) are taken in the order of how much they matter, and the columns
 within each likewise.  A group's scales are searched when it is reached, on what feedback has made of its
 weights.  Then codes and scales descend together on the same objective.
-Sources: Frantar et al., GPTQ (arXiv 2210.17323); QuantEase (2309.01885) for the descent; GPTAQ (2504.02692)
-for aiming at the float model's outputs on the inputs that the quantized model has.
+Sources: Frantar et al., GPTQ (arXiv 2210.17323); QuantEase (2309.01885) for the descent.
 """
 
 from __future__ import annotations
@@ -41,17 +40,17 @@ def solve(weight: NDArray[np.float32], grid: Grid, statistics: Statistics | None
     from gpt54_convert.quantize.solvers import _descent, _feedback, _moment
 
     moment = _moment.damped(statistics)
-    aim = _moment.wanted(weight, statistics)
-    found = _descent.refine(_feedback.quantize(aim, grid, moment), aim, moment, _ROUNDS)
+    fed = _feedback.quantize(weight, grid, moment)
+    found = _descent.refine(fed, weight, moment, _ROUNDS)
     weighted = search.solve(weight, grid, statistics)
-    return best_rows([found, weighted, rtn.solve(weight, grid)], aim, statistics.moment)
+    return best_rows([found, weighted, rtn.solve(weight, grid)], weight, statistics.moment)
 
 
-def best_rows(candidates: list[QTensor], aim: NDArray[np.float32], moment: NDArray[np.float32]) -> QTensor:
-    """Each row from the candidate whose error e H eᵀ from `aim` is least; the first wins a draw."""
+def best_rows(candidates: list[QTensor], weight: NDArray[np.float32], moment: NDArray[np.float32]) -> QTensor:
+    """Each row from the candidate whose error e H eᵀ is least; the first wins a draw."""
     from gpt54_convert.quantize.solvers._moment import row_errors
 
-    errors = [row_errors(each.dequantize() - aim, moment) for each in candidates]
+    errors = [row_errors(each.dequantize() - weight, moment) for each in candidates]
     choice = np.argmin(errors, axis=0)
     best = candidates[0]
     for number, each in enumerate(candidates[1:], 1):
