@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,17 +112,17 @@ class Walk:
         keep = visitor_keeps(visitor)
         for index in range(len(self._batches)):
             collector = held if index in self._held else fit
-            with collector.counting(self._of_batch(index)):
+            with collector.counting(self._of_batch(index, layer.matrices())):
                 found = stream.run(layer, index, parameters)
             if keep:
                 stream.put(index, found)
         return _pair(fit, held), keep
 
-    def _of_batch(self, index: int) -> dict[str, torch.Tensor]:
-        """The weights of a batch's tokens."""
+    def _of_batch(self, index: int, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The weights of a batch's tokens for those of the matrices that have any."""
         batch = self._batches[index]
         rows = slice(batch.first, batch.first + len(batch.documents))
-        return {name: torch.from_numpy(found[rows]) for name, found in self._weights.items()}
+        return {name: torch.from_numpy(self._weights[name][rows]) for name in names if name in self._weights}
 
     def _head(self, stream: Stream, visitor: Visitor) -> None:
         name = self.model.head
@@ -132,7 +132,7 @@ class Walk:
         for index, batch in enumerate(self._batches):
             found = self.model.head_input(batch, stream.finals(index))
             if found is not None:
-                weight = self._of_batch(index).get(name)
+                weight = self._of_batch(index, [name]).get(name)
                 (held if index in self._held else fit).add(name, found, weight)
         visitor.solve({}, _pair(fit, held))
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from poison import poisoned
 
 from gpt54_convert import data, loaders
 from gpt54_convert.calibrate.gradients import moments, token_weights
-from gpt54_convert.core import views
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import InputError
 from gpt54_convert.forward.batch import stack
@@ -113,8 +113,6 @@ def test_gradients_that_are_not_finite_are_refused():
     _, folder = tiny.make("llama")
     checkpoint = loaders.load(folder)
     name = "model.layers.1.mlp.down_proj.weight"
-    broken = np.full(checkpoint.tensors[name].shape, np.inf, np.float32)
-    poisoned = checkpoint.with_tensors({**checkpoint.tensors, name: views.from_array(name, broken)})
     documents = cut(data.text("calibration"), checkpoint, 520, 40)[:2]
     with pytest.raises(InputError, match=r"layers\.1\.mlp|lm_head|embed"):
-        token_weights(poisoned, documents, Report())
+        token_weights(poisoned(checkpoint, name, np.inf), documents, Report())
