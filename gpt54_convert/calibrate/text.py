@@ -19,6 +19,7 @@ from gpt54_convert.forward.documents import longest, specials, tokenizer
 
 PREFIX = 96  # tokens that an encoder-decoder's encoder reads
 _BATCH_TOKENS = 2048
+_BATCHES = 8  # or more
 _SPARE = 4  # windows to draw from, as a multiple of those that are used
 _KEYS = ("text", "content", "prompt")  # of a .jsonl line
 
@@ -132,8 +133,11 @@ def _document(ids: list[int], kind: str, start: int) -> Document:
 
 
 def batches(documents: list[Document]) -> list[Batch]:
-    """The documents in batches of one size; what does not fill the last one is left out."""
+    """The documents in batches of one size; what does not fill the last one is left out.
+
+    There are at least _BATCHES of them, documents permitting: one of a few would be much to judge by.
+    """
     length = len(documents[0].tokens)
-    size = max(1, min(len(documents), _BATCH_TOKENS // length))
+    size = max(1, min(len(documents) // _BATCHES, _BATCH_TOKENS // length))
     starts = range(0, len(documents) - size + 1, size)
     return [stack(documents[i : i + size], i) for i in starts]

@@ -69,7 +69,8 @@ class _LateBar:
             TransferSpeedColumn,
         )
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        title = TextColumn("{task.description}", markup=False)
+        columns = (title, BarColumn(), DownloadColumn(), TransferSpeedColumn())
         self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
         self.task = self.bar.add_task(self.title, total=self.total)
         self.bar.start()
@@ -97,7 +98,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     for row in rows:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else 120
-    Console(width=width, highlight=False).print(table)
+    Console(width=width, highlight=False, markup=False, emoji=False).print(table)  # "[torch]" is text here
 
 
 def size_text(size_bytes: float) -> str:

@@ -12,6 +12,8 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
+from gpt54_convert.cli._terminal import print_table
+
 # ONNX graphs are traced by torch, which takes seconds; what is the same for all containers is tested without.
 LIGHT = ("--to", "gguf", "--to", "safetensors")
 
@@ -39,6 +41,13 @@ def one_sentence(text):
     lines = [line for line in text.splitlines() if line.startswith("Error: ")]
     assert len(lines) == 1 and "Traceback" not in text, text
     return lines[0]
+
+
+def test_tables_print_brackets_as_they_are(capsys):
+    """What rich takes for markup is the name of an extra here."""
+    print_table("of [torch]", ("what",), [("pip install 'gpt54-convert[llama-cpp]' :ok:",)])
+    said = capsys.readouterr().out
+    assert "gpt54-convert[llama-cpp]' :ok:" in said and "of [torch]" in said
 
 
 def test_quantize_bits_4_writes_every_container(llama, tmp_path):
