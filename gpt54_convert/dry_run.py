@@ -9,9 +9,10 @@ from gpt54_convert import archs, loaders
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.core.workspace import check_free, free_bytes
-from gpt54_convert.pipeline import tensor_rows, totals_of
+from gpt54_convert.method import estimated_s, resolve
 from gpt54_convert.plan import ContainerPlan, plan
 from gpt54_convert.recipe import Quantize, Recipe
+from gpt54_convert.summary import tensor_rows, totals_of
 
 _BASE_BYTES = 150_000_000  # interpreter, NumPy and compiled kernels, measured
 _TRACING_BYTES = 550_000_000  # torch and transformers imported, a graph of 22 layers traced, measured
@@ -29,6 +30,7 @@ def describe(recipe: Recipe, report: Report) -> dict[str, Any]:
     for step in recipe.passes:
         checkpoint = step.outline(checkpoint)
         operations += _operations(step, teacher, checkpoint.parameter_count)
+    recipe = resolve(recipe, checkpoint, report)
     plans = plan(recipe, checkpoint, report)
     names = [planned.container for planned in plans]
     check_free(recipe.export.output, names, recipe.export.overwrite, checkpoint.source.files)
@@ -72,13 +74,15 @@ def _seconds(recipe: Recipe, plans: list[ContainerPlan], operations: float) -> f
     """How long it may take: right within a factor of a few, which is what a plan needs."""
     cores = recipe.export.threads or len(os.sched_getaffinity(0))
     weights = max(planned.checkpoint.parameter_count for planned in plans)
-    if any(planned.solutions for planned in plans) and isinstance(recipe.step, Quantize):
-        tokens = recipe.step.calibration_samples * recipe.step.calibration_length
-        operations += 3 * 2.0 * tokens * weights  # the float course, the quantized one, and their statistics
+    walks = {id(solution) for planned in plans for solution in planned.solutions}
+    calibrating = 0.0
+    if walks and isinstance(recipe.step, Quantize):
+        calibrating = len(walks) * estimated_s(recipe.step, plans[0].checkpoint, recipe.export.threads)
     tracing = sum(
         _TRACING_S * _layers(planned.checkpoint) for planned in plans if planned.container == "onnx"
     )
-    return len(plans) * weights / _WEIGHTS_PER_S / cores + operations / _OPERATIONS_PER_S / cores + tracing
+    written = len(plans) * weights / _WEIGHTS_PER_S / cores
+    return written + operations / _OPERATIONS_PER_S / cores + calibrating + tracing
 
 
 def _layers(checkpoint: Checkpoint) -> int:

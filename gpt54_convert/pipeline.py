@@ -20,9 +20,11 @@ from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.core.workspace import check_free, check_space, staged, workspace
 from gpt54_convert.exporters import card, manifest
 from gpt54_convert.exporters._sink import Sink
+from gpt54_convert.method import resolve
 from gpt54_convert.plan import ContainerPlan, plan
 from gpt54_convert.quantize.qtensor import QTensor
 from gpt54_convert.recipe import Quantize, Recipe
+from gpt54_convert.summary import tensor_rows, totals_of
 from gpt54_convert.verify import overlap, quick
 from gpt54_convert.verify.artifact import written
 from gpt54_convert.verify.stage import Gate
@@ -55,13 +57,19 @@ def run(recipe: Recipe, report: Report) -> list[Artifact]:
 
 def run_on(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> list[Artifact]:
     """`run` for a checkpoint that lies nowhere (a fresh one)."""
+    recipe = resolve(recipe, checkpoint, report)
     if recipe.passes:
         _refuse_early(recipe, checkpoint)
-    with workspace(recipe.export.output, fingerprint(recipe, checkpoint)) as folder:
-        context = Context(report, folder, recipe.export.threads, checkpoint)
-        for step in recipe.passes:
-            checkpoint = step.apply(checkpoint, context)
-        return _export(recipe, checkpoint, context)
+    try:
+        with workspace(recipe.export.output, fingerprint(recipe, checkpoint)) as folder:
+            context = Context(report, folder, recipe.export.threads, checkpoint)
+            for step in recipe.passes:
+                checkpoint = step.apply(checkpoint, context)
+            return _export(recipe, checkpoint, context)
+    except BaseException:
+        if folder.exists():
+            report.note(f"what was finished is kept in {folder}: the same command goes on from there")
+        raise
 
 
 def _refuse_early(recipe: Recipe, checkpoint: Checkpoint) -> None:
@@ -132,7 +140,7 @@ def _calibrate(
     facts = solve(
         list(solutions.values()),
         checkpoint,
-        recipe.step.method,
+        recipe.step.solver,
         recipe.step,
         context.workspace,
         context.report,
@@ -269,34 +277,6 @@ def _fitted(recipe: Recipe) -> list[Path]:
     steps = [step for step in (*recipe.passes, recipe.step) if not isinstance(step, Gate)]
     found = [getattr(step, name, None) for step in steps for name in ("calibration", "text")]
     return list(dict.fromkeys(path for path in found if isinstance(path, Path)))
-
-
-def tensor_rows(planned: ContainerPlan) -> list[dict[str, Any]]:
-    """Name, role, shape, grid, bits per weight and relative error of every tensor."""
-    rows = []
-    for name, tensor in planned.checkpoint.tensors.items():
-        found = planned.assignments[name]
-        row: dict[str, Any] = {
-            "name": name,
-            "role": found.role,
-            "shape": list(tensor.shape),
-            "grid": found.grid.name,
-            "bits_per_weight": round(found.grid.bpw(tensor.columns), 4),
-            "source_bytes": planned.source_bytes[name],
-            "relative_error": float(f"{planned.tallies[name].relative:.6g}"),
-        }
-        if found.reason:
-            row["reason"] = found.reason
-        if name in planned.losses:
-            row["sensitivity"] = float(f"{planned.losses[name]:.5g}")
-        rows.append(row)
-    return rows
-
-
-def totals_of(planned: ContainerPlan) -> dict[str, Any]:
-    """Parameters, bytes and bits per weight of one artifact (its weights' files; the card comes on top)."""
-    size, count = planned.size_bytes, planned.checkpoint.parameter_count
-    return {"parameters": count, "size_bytes": size, "bits_per_weight": round(8 * size / max(1, count), 4)}
 
 
 def _artifact(planned: ContainerPlan, staging: Path, output: Path, verdict: Verdict | None) -> Artifact:

@@ -155,10 +155,10 @@ def _views(recipe: Recipe, checkpoint: Checkpoint) -> _Views:
     if not isinstance(recipe.step, Quantize):
         return _Views("rtn")
     if recipe.step.stats is None:
-        return _Views(recipe.step.method)
+        return _Views(recipe.step.solver)
     from gpt54_convert.calibrate import imatrix_file
 
-    return _Views(recipe.step.method, imatrix_file.read(recipe.step.stats, checkpoint))
+    return _Views(recipe.step.solver, imatrix_file.read(recipe.step.stats, checkpoint))
 
 
 def _join(problems: list[tuple[str, ConvertError]]) -> str:

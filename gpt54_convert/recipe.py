@@ -23,7 +23,9 @@ class Quantize(Calibration):
     """Round weights to few bits."""
 
     bits: int | None = option(
-        None, "Bits per weight code: each container gets its scheme of that many.", choices=tuple(BITS)
+        None,
+        "Bits per weight code: each container gets its best scheme of that many, 4 unless said otherwise.",
+        choices=tuple(BITS),
     )
     scheme: str | None = option(
         None,
@@ -31,13 +33,15 @@ class Quantize(Calibration):
         metavar="NAME",
         listed="schemes",
     )
-    method: str = option(
-        "search",
+    method: str | None = option(
+        None,
         "How codes are chosen: rtn (rounding), search (best scales), or by running the model (needs torch): "
-        "imatrix, gptq and more (`list methods`).",
+        "imatrix, gptq and more (`list methods`). Default: gptq for --bits 2 to 6 and for budgets, where the "
+        "model can be run; else search.",
         metavar="NAME",
         listed="methods",
     )
+    fast: bool = option(False, "Choose codes by scale search alone: no model is run to choose them.")
     stats: Path | None = option(  # noqa: RUF009 - a frozen field's description
         None,
         "An imatrix for --method imatrix (llama.cpp's GGUF kind, or made by `calibrate`): no model is run.",
@@ -81,8 +85,11 @@ class Quantize(Calibration):
             parse_size(self.target_size)
         if self.stats is not None and self.method != "imatrix":
             raise UsageError(
-                f"--stats holds mean squares, which is what --method imatrix uses; {self.method} does not"
+                "--stats holds mean squares, which is what --method imatrix uses; "
+                + (f"{self.method} does not" if self.method else "add it")
             )
+        if self.fast and self.method not in (None, "search"):
+            raise UsageError(f"--fast is scale search, and --method {self.method} is not; give one of them")
         if self.bits is not None and self.bits not in BITS:
             raise UsageError(f"--bits {self.bits} is not one of {', '.join(map(str, BITS))}")
         self._check_activations()
@@ -105,6 +112,11 @@ class Quantize(Calibration):
             "--target-size": self.target_size,
             "--max-kl": self.max_kl,
         }
+
+    @property
+    def solver(self) -> str:
+        """The method by name; that of scale search where nobody has chosen one."""
+        return self.method or "search"
 
     @property
     def has_budget(self) -> bool:

@@ -1,4 +1,4 @@
-"""Tables of tensors folded to what people read: one line a role and grid."""
+"""Rows of what an artifact holds, and tables of them folded to what people read: one line a role and grid."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt54_convert.core.dtypes import STORAGE, itemsize
+from gpt54_convert.plan import ContainerPlan
 from gpt54_convert.quantize.grids import grid
 
 
@@ -71,3 +72,31 @@ def reasons(tensors: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         if row.get("reason"):
             found.setdefault(row["reason"], []).append(row["name"])
     return found
+
+
+def tensor_rows(planned: ContainerPlan) -> list[dict[str, Any]]:
+    """Name, role, shape, grid, bits per weight and relative error of every tensor."""
+    rows = []
+    for name, tensor in planned.checkpoint.tensors.items():
+        found = planned.assignments[name]
+        row: dict[str, Any] = {
+            "name": name,
+            "role": found.role,
+            "shape": list(tensor.shape),
+            "grid": found.grid.name,
+            "bits_per_weight": round(found.grid.bpw(tensor.columns), 4),
+            "source_bytes": planned.source_bytes[name],
+            "relative_error": float(f"{planned.tallies[name].relative:.6g}"),
+        }
+        if found.reason:
+            row["reason"] = found.reason
+        if name in planned.losses:
+            row["sensitivity"] = float(f"{planned.losses[name]:.5g}")
+        rows.append(row)
+    return rows
+
+
+def totals_of(planned: ContainerPlan) -> dict[str, Any]:
+    """Parameters, bytes and bits per weight of one artifact (its weights' files; the card comes on top)."""
+    size, count = planned.size_bytes, planned.checkpoint.parameter_count
+    return {"parameters": count, "size_bytes": size, "bits_per_weight": round(8 * size / max(1, count), 4)}

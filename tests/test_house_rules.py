@@ -25,9 +25,9 @@ LEVELS = [
     {"transforms", "prune", "distill", "fresh"},
     {"exporters"},
     {"verify"},
-    {"recipe", "budget", "plan", "pipeline", "dry_run", "summary", "inspection"},
+    {"recipe", "method", "budget", "plan", "pipeline", "dry_run", "summary", "inspection"},
     {"sessions"},
-    {"recipe", "recipe_file", "plan", "pipeline", "dry_run", "summary", "inspection"},
+    {"recipe_file"},
     {"cli"},
 ]
 HEAVY = {

@@ -103,7 +103,7 @@ class Search:
     def _studied(self, offer: Offer) -> Study:
         if not self._study:
             text = texts.read(self.step)
-            made = Study(offer.checkpoint, self.step.method, text, self.threads, self.report)
+            made = Study(offer.checkpoint, self.step.solver, text, self.threads, self.report)
             self._study.append(made)
         study = self._study[0]
         if self.step.max_kl is not None and not study.judge.has_logits:

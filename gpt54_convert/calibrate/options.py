@@ -19,7 +19,7 @@ class Calibration:
         metavar="FILE",
         is_path=True,
     )
-    calibration_samples: int = option(128, "Documents to calibrate on.", metavar="N")
+    calibration_samples: int = option(64, "Documents to calibrate on.", metavar="N")
     calibration_length: int = option(256, "Tokens of each of them.", metavar="N")
     calibration_seed: int = option(0, "Draws which parts of the text are used.", metavar="N")
 

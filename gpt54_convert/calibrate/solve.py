@@ -16,8 +16,9 @@ from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.core.workspace import as_output_error
-from gpt54_convert.errors import InputError, UnsupportedError
-from gpt54_convert.quantize.encode import needs, solver, then
+from gpt54_convert.errors import InputError, MeasureError, UnsupportedError
+from gpt54_convert.quantize import finite
+from gpt54_convert.quantize.encode import candidates, needs, solver, then
 from gpt54_convert.quantize.grids import Grid
 from gpt54_convert.quantize.qtensor import QTensor
 from gpt54_convert.quantize.statistics import Floats, Statistics
@@ -53,22 +54,35 @@ def solve(
     text = texts.read(options)
     documents = texts.documents(text, checkpoint, options)
     batches = texts.batches(documents)
-    weights = _token_weights(checkpoint, batches, method, folder, report, threads)
-    for solution in solutions:
-        solution.store = Store(folder / f"codes-{solution.key}")
-        visitor = _Solver(solution, solution.store, checkpoint, method, report)
-        Walk(checkpoint, batches, folder / f"walk-{solution.key}", report, threads, weights=weights).run(
-            visitor
-        )
-        if then(method) == "tune":
-            from gpt54_convert.calibrate.tune import tune
+    try:
+        weights = _token_weights(checkpoint, batches, method, folder, report, threads)
+        for solution in solutions:
+            solution.store = Store(folder / f"codes-{solution.key}")
+            visitor = _Solver(solution, solution.store, checkpoint, method, report)
+            states = folder / f"walk-{solution.key}"
+            Walk(checkpoint, batches, states, report, threads, weights=weights).run(visitor)
+            if then(method) == "tune":
+                from gpt54_convert.calibrate.tune import tune
 
-            tune(solution, solution.store, checkpoint, batches, report, threads)
+                tune(solution, solution.store, checkpoint, batches, report, threads)
+    except (InputError, MeasureError):
+        _refuse_weights(checkpoint)  # rather than what came of them further on
+        raise
     return {
         "text_sha256": texts.digest(text),
         "documents": sum(len(batch.documents) for batch in batches),
         "tokens": sum(len(document.tokens) for batch in batches for document in batch.documents),
     }
+
+
+def _refuse_weights(checkpoint: Checkpoint) -> None:
+    """Raise InputError for the first weight that is not finite, if any."""
+    for name, tensor in checkpoint.tensors.items():
+        for start, stop in tensor.chunks():
+            try:
+                finite.refuse(tensor.float_rows(start, stop).reshape(stop - start, -1))
+            except InputError as error:
+                raise InputError(f"tensor {name}, rows from {start}: {error}") from None
 
 
 def _token_weights(
@@ -104,7 +118,9 @@ class _Solver:
         self, solution: Solution, store: Store, checkpoint: Checkpoint, method: str, report: Report
     ) -> None:
         self._solution, self._store, self._report = solution, store, report
-        self._checkpoint, self._solve = checkpoint, solver(method)
+        self._checkpoint = checkpoint
+        one = solver(method)
+        self._ways = candidates(method) or (lambda *matrix: {method: one(*matrix)})
         self.moments = True  # those of held-out batches judge what was found, whatever the method
 
     def known(self, names: Sequence[str]) -> Mapping[str, Floats] | None:
@@ -135,15 +151,15 @@ class _Solver:
     def _best(self, name: str, weight: Floats, grid: Grid, met: Seen) -> QTensor:
         """The method's codes, unless plain ways come closer to the outputs on text that it did not see."""
         try:
-            candidates = [self._solve(weight, grid, met.fit), solver("search")(weight, grid, met.fit)]
-            candidates.append(solver("rtn")(weight, grid, None))
+            found: dict[str, QTensor] = dict(self._ways(weight, grid, met.fit))
+            found["weighted search"] = solver("search")(weight, grid, met.fit)
+            found["rounding"] = solver("rtn")(weight, grid, None)
         except InputError as error:
             raise InputError(f"tensor {name}: {error}") from None
-        errors = [output_error(each, weight, met.held) for each in candidates]
-        best = int(np.argmin(errors))
-        if best:
-            self._report.detail(f"{name}: {('', 'weighted search', 'rounding')[best]} was better")
-        return candidates[best]
+        best = min(found, key=lambda way: output_error(found[way], weight, met.held))
+        if best != next(iter(found)):
+            self._report.detail(f"{name}: {best} was better")
+        return found[best]
 
 
 def output_error(q: QTensor, weight: Floats, statistics: Statistics) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Any
@@ -52,6 +53,8 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point.  Exit codes: 0 done, 1 could not do it, 2 usage, 130 interrupted."""
+    # Let torch's threads sleep between operations: where cores are shared, spinning costs a lot more.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup: going on is what was asked for
             signal.signal(number, _terminate)
@@ -64,7 +67,7 @@ def main() -> None:
         click.echo(f"Error: {error}", err=True)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted: nothing was written, and nothing that existed was changed.", err=True)
+        click.echo("Interrupted: no artifact was written, and nothing that existed was changed.", err=True)
         code = 130
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone; no traceback about it

@@ -9,10 +9,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gpt54_convert.errors import OutputError
+from gpt54_convert.errors import InputError, OutputError, UnsupportedError, UsageError
 
 MANIFEST = "manifest.json"
 _PARTIAL, _LOCK = ".partial-", ".lock"
@@ -95,11 +95,18 @@ def _locked(lock: int) -> bool:
 def workspace(output: Path, fingerprint: str) -> Iterator[Path]:
     """A folder inside `output` for what long work has finished so far; the same work finds it again.
 
-    Who needs it creates it.  It goes when the work succeeds; after an interruption it stays, so that the
-    same command goes on where it stopped.
+    Who needs it creates it.  It goes when the work succeeds, and when its input is refused; after an
+    interruption (a full disk is one) it stays, so that the same command goes on where it stopped.
     """
-    folder = output / f".work-{fingerprint}"
-    yield folder
+    folder, had_output = output / f".work-{fingerprint}", output.exists()
+    try:
+        yield folder
+    except (InputError, UnsupportedError, UsageError):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not had_output:
+            with suppress(OSError):  # there is something else in it
+                output.rmdir()
+        raise
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, Protocol, cast
@@ -36,6 +36,11 @@ SOLVERS = "gpt54_convert.quantize.solvers"
 def solver(name: str) -> Solve:
     """The solver in the file `name`.  Raises UsageError for one that is not there."""
     return cast(Solve, _module(name).solve)
+
+
+def candidates(name: str) -> Callable[..., Mapping[str, QTensor]] | None:
+    """For a method that tries several ways on a matrix: all of them, by name, from which the walk chooses."""
+    return cast("Callable[..., Mapping[str, QTensor]] | None", getattr(_module(name), "candidates", None))
 
 
 def needs(name: str) -> str:

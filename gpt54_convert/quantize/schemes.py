@@ -215,7 +215,7 @@ SCHEMES: dict[str, Scheme] = {
 BITS: dict[int, tuple[str, ...]] = {
     2: ("q2_k",),
     3: ("q3_k_m",),
-    4: ("int4",),
+    4: ("mix4", "int4"),
     5: ("q5_k_m",),
     6: ("q6_k",),
     8: ("int8",),

@@ -38,6 +38,7 @@ class Notes(Report):
 
 
 def recipe(folder, output=Path("unused"), to=("gguf",), **step):
+    step = {"method": "search", **step}
     return Recipe(Path(folder), Quantize(**step), Export(output=output, to=to, threads=1))
 
 

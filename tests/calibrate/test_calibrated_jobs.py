@@ -15,6 +15,7 @@ from gpt54_convert import loaders, pipeline
 from gpt54_convert.calibrate import solve
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import UnsupportedError
+from gpt54_convert.quantize.solvers import auto
 from gpt54_convert.recipe import Export, Quantize, Recipe
 from gpt54_convert.verify.verdict import PASS
 
@@ -61,6 +62,25 @@ def test_other_grids_get_their_own_walk(tmp_path, monkeypatch):
     assert len(walks) == 1
     with pytest.raises(UnsupportedError):  # a T5 in safetensors takes one grid only
         run(folder, tmp_path, method="gptq", scheme="q4_0", to=("safetensors",))
+
+
+def test_auto_keeps_what_errs_least_on_text_it_did_not_see(tmp_path, monkeypatch):
+    """Of every matrix, by a plain product over the held-out moment."""
+    _, folder = tiny.make("llama")
+    met, best = {}, solve._Solver._best
+
+    def watched(visitor, name, weight, grid, seen):
+        q = met[name] = best(visitor, name, weight, grid, seen)
+        error = [
+            each.dequantize() - weight for each in (q, *auto.candidates(weight, grid, seen.fit).values())
+        ]
+        losses = [float(np.trace(e @ seen.held.moment @ e.T)) for e in error]
+        assert losses[0] <= min(losses[1:]) * 1.001, name
+        return q
+
+    monkeypatch.setattr(solve._Solver, "_best", watched)
+    run(folder, tmp_path, ("gguf",), method="auto", scheme="int4")
+    assert len(met) > 10
 
 
 class StoppedError(Exception):

@@ -11,7 +11,7 @@ import pytest
 
 from gpt54_convert.core import workspace
 from gpt54_convert.core.workspace import MANIFEST, staged
-from gpt54_convert.errors import OutputError
+from gpt54_convert.errors import InputError, OutputError
 
 
 def fill(folder, text="new"):
@@ -116,6 +116,13 @@ def test_a_workspace_outlives_an_interruption_and_goes_with_success(tmp_path):
         raise KeyboardInterrupt
     with workspace.workspace(tmp_path, "abc") as folder:
         assert (folder / "layer-0").read_text() == "done"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_workspace_goes_where_the_input_is_refused(tmp_path):
+    with pytest.raises(InputError), workspace.workspace(tmp_path / "out", "abc") as folder:
+        folder.mkdir(parents=True)
+        raise InputError("tensor x: row 3 is nan")
     assert not list(tmp_path.iterdir())
 
 

@@ -6,7 +6,7 @@ import pytest
 from gpt54_convert.errors import InputError, InternalError
 from gpt54_convert.quantize.encode import solver
 from gpt54_convert.quantize.grids import grid
-from gpt54_convert.quantize.solvers import _descent, _feedback, _moment
+from gpt54_convert.quantize.solvers import _descent, _feedback, _moment, auto
 from gpt54_convert.quantize.statistics import Statistics
 
 GRIDS = (
@@ -48,6 +48,17 @@ def test_no_row_is_worse_than_rounding_or_search(name, kind):
         assert (found <= errors(solver(other)(weight, target, known), weight, x) * 1.001).all(), other
     if kind == "correlated":
         assert found.sum() < 0.8 * errors(solver("imatrix")(weight, target, known), weight, x).sum()
+
+
+@pytest.mark.parametrize("name", ["int4-g32", "q4_k", "iq4_nl"])
+def test_auto_is_the_best_of_its_ways(name):
+    x, weight, target = inputs("correlated", 600), weights(), grid(name)
+    known = statistics(x)
+    found = errors(solver("auto")(weight, target, known), weight, x)
+    ways = auto.candidates(weight, target, known)
+    assert len(ways) == 4
+    for way, q in {**ways, "gptq": solver("gptq")(weight, target, known)}.items():
+        assert (found <= errors(q, weight, x) * 1.001).all(), way
 
 
 def naive_gptq(weight, scale, moment, order):
@@ -119,7 +130,7 @@ def test_degenerate_inputs_give_sound_codes(name, what):
     assert np.abs(values - weight).max() < 12 * np.abs(rounded.dequantize() - weight).max() + 1e-6
 
 
-@pytest.mark.parametrize("method", ["gptq", "imatrix"])
+@pytest.mark.parametrize("method", ["auto", "gptq", "imatrix"])
 def test_what_is_not_finite_is_refused(method):
     known = statistics(inputs("white"))
     bad = weights(3)
@@ -132,7 +143,7 @@ def test_what_is_not_finite_is_refused(method):
             solver(method)(weights(3), grid("int4-g32"), known)
 
 
-@pytest.mark.parametrize("method", ["gptq", "imatrix"])
+@pytest.mark.parametrize("method", ["auto", "gptq", "imatrix"])
 def test_statistics_are_demanded(method):
     with pytest.raises(InternalError, match="needs the"):
         solver(method)(weights(2), grid("int4-g32"), None)

@@ -28,11 +28,11 @@ def hashes(folder):
 
 
 def test_a_line_and_its_file_and_the_plain_command_write_the_same_bytes(tmp_path):
-    words = ("quantize", "--bits", 4, "export", "--no-verify", "--to", "gguf", "-o")
+    words = ("quantize", "--bits", 4, "--fast", "export", "--no-verify", "--to", "gguf", "-o")
     run("pipe", "-q", *words, tmp_path / "line")
     run("pipe", "--save", tmp_path / "r.toml", *words, tmp_path / "file")
     run("run", tmp_path / "r.toml", "-q")
-    run("quantize", "--bits", 4, "--to", "gguf", "--no-verify", "-o", tmp_path / "plain", "-q")
+    run("quantize", "--bits", 4, "--fast", "--to", "gguf", "--no-verify", "-o", tmp_path / "plain", "-q")
     assert hashes(tmp_path / "line/gguf") == hashes(tmp_path / "file/gguf") == hashes(tmp_path / "plain/gguf")
 
 
@@ -94,7 +94,7 @@ def test_a_recipe_can_be_planned(tmp_path):
 def test_a_line_can_end_in_a_verdict(tmp_path):
     """Of the safetensors folder, in transformers; a gate that no 4-bit model keeps exits with 3."""
     pytest.importorskip("compressed_tensors")
-    words = ("quantize", "--bits", 4, "export", "--no-verify", "--to", "safetensors", "-o")
+    words = ("quantize", "--bits", 4, "--fast", "export", "--no-verify", "--to", "safetensors", "-o")
     some = ("verify", "--level", "outputs", "--tokens", 2048, "--gate")
     done = run("pipe", *words, tmp_path / "a", *some, "kl_mean<=0.5")
     assert "verified: pass" in done.stdout

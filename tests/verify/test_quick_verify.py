@@ -31,7 +31,7 @@ def call(*arguments):
 
 
 def quantize(model, output, *more):
-    return call("quantize", model, "--bits", 4, "--to", "safetensors", "-o", output, *more)
+    return call("quantize", model, "--scheme", "int4", "--to", "safetensors", "-o", output, *more)
 
 
 def recorded(output, container="safetensors"):
@@ -107,7 +107,7 @@ def test_without_runtimes_files_and_weights_are_verified(container, llama, tmp_p
         monkeypatch.setitem(sys.modules, package, None)
     for name in runners.discover.names(runners.__name__):
         monkeypatch.delitem(sys.modules, f"{runners.__name__}.{name}", raising=False)
-    code, result = call("quantize", llama, "--bits", 4, "--to", container, "-o", tmp_path)
+    code, result = call("quantize", llama, "--scheme", "int4", "--to", container, "-o", tmp_path)
     assert code == 0
     notes = [line for line in result.stderr.splitlines() if "not installed" in line]
     assert len(notes) == 1

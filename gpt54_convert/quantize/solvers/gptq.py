@@ -31,6 +31,19 @@ def solve(weight: NDArray[np.float32], grid: Grid, statistics: Statistics | None
 
     Raises InputError for an element or a statistic that is not finite, InternalError without moments.
     """
+    found = codes(weight, grid, statistics)
+    assert statistics is not None and statistics.moment is not None
+    weighted = search.solve(weight, grid, statistics)
+    return best_rows([found, weighted, rtn.solve(weight, grid)], weight, statistics.moment)
+
+
+def codes(
+    weight: NDArray[np.float32], grid: Grid, statistics: Statistics | None, damping: float | None = None
+) -> QTensor:
+    """What feedback and descent find; `damping`: part of the moment's mean diagonal that is added to it.
+
+    Raises what `solve` raises.
+    """
     check(weight, grid)
     if statistics is None or statistics.moment is None:
         raise InternalError("gptq needs the second moments of the inputs")
@@ -39,11 +52,9 @@ def solve(weight: NDArray[np.float32], grid: Grid, statistics: Statistics | None
     # Numba takes half a second to import.
     from gpt54_convert.quantize.solvers import _descent, _feedback, _moment
 
-    moment = _moment.damped(statistics)
+    moment = _moment.damped(statistics, _moment.DAMPING if damping is None else damping)
     fed = _feedback.quantize(weight, grid, moment)
-    found = _descent.refine(fed, weight, moment, _ROUNDS)
-    weighted = search.solve(weight, grid, statistics)
-    return best_rows([found, weighted, rtn.solve(weight, grid)], weight, statistics.moment)
+    return _descent.refine(fed, weight, moment, _ROUNDS)
 
 
 def best_rows(candidates: list[QTensor], weight: NDArray[np.float32], moment: NDArray[np.float32]) -> QTensor:

@@ -1,0 +1,69 @@
+"""Which method chooses the codes where the user names none."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from importlib.util import find_spec
+
+from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.core.report import Report
+from gpt54_convert.core.words import not_installed
+from gpt54_convert.quantize.encode import needs
+from gpt54_convert.recipe import Quantize, Recipe
+
+PLAIN, CALIBRATED = "search", "gptq"
+_PACKAGES = ("torch", "transformers", "accelerate", "tokenizers")  # what running a model takes
+_FINE_BITS = 8  # from here on scale search loses less than runtimes' own arithmetic
+# For every weight and token: a float pass there and back with its layers run twice, one that collects, one of
+# the rounded model.  The rate is that of a core with AVX-512; solving takes as long as a few hundred tokens.
+_OPERATIONS, _OPERATIONS_PER_S, _WEIGHTS_PER_S = 10.0, 8e10, 1.6e6
+_WORTH_SAYING_S = 60
+
+
+def resolve(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> Recipe:
+    """`recipe` with a method: the user's; else gptq for few bits where the model can be run; else search.
+
+    Few bits are those of --bits up to 6, and of budgets; a --scheme names grids that are searched.
+    """
+    step = recipe.step
+    if not isinstance(step, Quantize):
+        return recipe
+    if step.method is not None:
+        return recipe
+    if step.fast or step.scheme is not None or (step.bits or 0) >= _FINE_BITS:
+        return replace(recipe, step=replace(step, method=PLAIN))
+    if reason := obstacle(checkpoint):
+        report.note(
+            f"codes are chosen by scale search, without running the model, for {reason}; run it and the "
+            "same size loses about a quarter as much (--fast is content with search)"
+        )
+        return replace(recipe, step=replace(step, method=PLAIN))
+    if (seconds := estimated_s(step, checkpoint, recipe.export.threads)) > _WORTH_SAYING_S:
+        report.note(
+            f"codes are chosen by running the model on text, which takes roughly {seconds / 60:.0f} minutes "
+            "here; --fast does without, and loses about four times as much"
+        )
+    return replace(recipe, step=replace(step, method=CALIBRATED))
+
+
+def obstacle(checkpoint: Checkpoint) -> str:
+    """Why this model cannot be run here, as a clause; empty where it can."""
+    missing = [package for package in _PACKAGES if find_spec(package) is None]
+    if missing:
+        return f"{not_installed(missing)} (pip install 'gpt54-convert[torch]')"
+    if checkpoint.architecture is None:
+        return "it is of no architecture that is described here"
+    if "tokenizer.json" not in checkpoint.tokenizer:
+        return "there is no tokenizer.json beside it to cut text with"
+    return ""
+
+
+def estimated_s(step: Quantize, checkpoint: Checkpoint, threads: int) -> float:
+    """Seconds that calibrating may take: right within a factor of a few."""
+    if step.method is not None and needs(step.method) == "nothing":
+        return 0.0
+    cores = threads or len(os.sched_getaffinity(0))
+    tokens = step.calibration_samples * step.calibration_length
+    operations = _OPERATIONS * tokens * checkpoint.parameter_count
+    return (operations / _OPERATIONS_PER_S + checkpoint.parameter_count / _WEIGHTS_PER_S) / cores
