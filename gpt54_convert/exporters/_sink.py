@@ -21,11 +21,16 @@ class Sink(Protocol):
     A tensor of the checkpoint that has a `grid` is stored on it; any other is stored in its dtype.
     """
 
-    size_bytes: int
-    """Exact bytes of all files that `close` will leave."""
-
     notes: Sequence[str]
-    """What the container cannot carry, or its runtimes will not reproduce; each a sentence for people."""
+    """What the container cannot carry, or its runtimes will not reproduce; each a sentence for people.
+
+    `close` may add to it what only the finished files could show.
+    """
+
+    @property
+    def size_bytes(self) -> int:
+        """Exact bytes of all files that `close` will leave, or has left if it had to change them."""
+        ...
 
     def views(self) -> list[LazyTensor]:
         """Every tensor as this container stores it (name, row order, orientation), in file order."""
