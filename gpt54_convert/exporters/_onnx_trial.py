@@ -37,7 +37,7 @@ def hold(sink: OnnxSink) -> None:
                 _check(sink, ran)
                 return
             except Exception as error:  # a joined operator may fail in any way
-                problem = in_short(error)
+                problem = in_short(error).replace(f"{(ran or sink).place}/", "")  # a name of a moment
             for each in {id(each): each for each in (sink, ran) if each is not None}.values():
                 each.draw(problem)
                 each.write_graphs()
