@@ -75,6 +75,30 @@ def test_an_unknown_architecture_says_what_to_add(tmp_path: Path) -> None:
         exporter.open_sink(strange, tmp_path, SinkOptions("x", "x"))
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotation_by_the_length_of_the_text_is_refused(kind: str, tmp_path: Path) -> None:
+    """transformers chooses the frequencies anew for every text, in Python."""
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 64}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 12, "long_factor": [2.0] * 12}
+    _, source = tiny.make("llama", rope_parameters=rope)
+    with pytest.raises(UnsupportedError, match=f"rope_type '{kind}' rotates by the length.*--to safetensors"):
+        job(source, Convert(), tmp_path / "out", "onnx")
+    job(source, Convert(), tmp_path / "out", "safetensors")
+
+
+def test_what_torch_cannot_trace_is_said_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("aten::strange\nand much more")
+
+    monkeypatch.setattr(_onnx_trace.calls, "of", broken)
+    monkeypatch.setattr(_onnx_trace, "_kept", {})
+    with pytest.raises(UnsupportedError, match=r"cannot be traced to ONNX \(aten::strange\)$"):
+        job(tiny.make("llama")[1], Convert(), tmp_path / "out", "onnx")
+
+
 def test_a_lone_file_has_no_config(tmp_path: Path) -> None:
     _, source = tiny.make("llama")
     notes = job(source / "model.safetensors", Convert(), tmp_path / "out")
