@@ -66,6 +66,7 @@ RUNTIMES = {
     "calibrate.ranges": {"torch"},  # for types alone
     "calibrate.watch": {"torch"},
     "calibrate.gradients": {"torch", "transformers"},
+    "calibrate.distance": {"torch"},
     "calibrate.loss": {"torch"},
     "calibrate.factored": {"torch"},
     "calibrate.tune": {"torch"},
