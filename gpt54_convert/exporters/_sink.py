@@ -56,8 +56,8 @@ class SinkOptions:
     pre: GGUF's `tokenizer.ggml.pre`, given by the user.  shard_bytes: the largest file, or None.
     layout: how ONNX files are called: `optimum` or `transformers.js`.
     activations: the grid of those weights whose inputs are rounded to 8 bits too, or nothing.
-    ranges: tensor -> least and greatest value that enters it, where inputs are rounded by fixed scales; any
-    numbers do for a plan.  None where they are scaled as they come.
+    ranges: tensor -> least and greatest value that enters it, where inputs are rounded by fixed scales, which
+    serve the tensors that are named; any numbers do for a plan.  None where all are scaled as they come.
     """
 
     name: str
