@@ -112,9 +112,8 @@ def _export(recipe: Recipe, checkpoint: Checkpoint, context: Context) -> list[Ar
     with staged(recipe.export.output, names, recipe.export.overwrite) as folder:
         sinks = [planned.sink(folder / planned.container) for planned in plans]
         write(sinks, report, recipe.export.threads)
-        for sink in sinks:
-            sink.close()
-        source = _source_entry(checkpoint, report)
+        plans = [_closed(planned, sink, report) for planned, sink in zip(plans, sinks, strict=True)]
+        source = manifest.source_entry(checkpoint.source, report)
         verdicts = [_verified(planned, folder, checkpoint, recipe, details, report) for planned in plans]
         for planned, verdict in zip(plans, verdicts, strict=True):
             _finish(planned, folder / planned.container, source, details, verdict)
@@ -122,6 +121,15 @@ def _export(recipe: Recipe, checkpoint: Checkpoint, context: Context) -> list[Ar
             _artifact(planned, folder, recipe.export.output, verdict)
             for planned, verdict in zip(plans, verdicts, strict=True)
         ]
+
+
+def _closed(planned: ContainerPlan, sink: Sink, report: Report) -> ContainerPlan:
+    """The plan as it was carried out; what only the finished files have shown is told now."""
+    sink.close()
+    for note in sink.notes:
+        if note not in planned.notes:
+            report.note(note)
+    return replace(planned, size_bytes=sink.size_bytes, notes=tuple(sink.notes))
 
 
 def _calibrate(
@@ -239,20 +247,6 @@ def _collect(pending: set[Future[int]], advance: Advance) -> set[Future[int]]:
     return waiting
 
 
-def _source_entry(checkpoint: Checkpoint, report: Report) -> dict[str, Any]:
-    """Path, container and hashes of everything that was read."""
-    source = checkpoint.source
-    root = source.path if source.path.is_dir() else source.path.parent
-    if not source.files:
-        return {"path": None, "container": source.container, "files": []}
-    entries = []
-    with report.progress("hashing the source", sum(path.stat().st_size for path in source.files)) as advance:
-        for path in source.files:
-            entries += manifest.file_entries([path], root)
-            advance(entries[-1]["size_bytes"])
-    return {"path": str(source.path.absolute()), "container": source.container, "files": entries}
-
-
 def _finish(
     planned: ContainerPlan,
     folder: Path,
@@ -267,6 +261,8 @@ def _finish(
     details = {**recipe, "scheme": planned.label}
     if planned.budget:
         details["budget"] = planned.budget
+    if planned.notes:
+        details["notes"] = list(planned.notes)
     verification = quick.summary(verdict)
     name = planned.options.name
     manifest.write(folder, source, details, planned.container, name, tensors, totals, verification)

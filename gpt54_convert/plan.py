@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -51,6 +51,7 @@ class ContainerPlan:
     solutions: tuple[Solution, ...] = ()  # what a walk must find first
     losses: Mapping[str, float] = field(default_factory=dict)  # of tensors whose grid a budget chose
     budget: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what its sink has to say
 
     def sink(self, folder: Path) -> Sink:
         """The artifact laid out in `folder`."""
@@ -188,22 +189,22 @@ def _plan_one(
 
         def size_bytes(assignments: Mapping[str, Assignment], label: str) -> int:
             # Views of their own: nothing that is only tried shall be solved.
-            return _laid_out(name, recipe, checkpoint, _Views("rtn"), assignments, label)[0].size_bytes
+            return _laid_out(name, recipe, checkpoint, _Views("rtn"), assignments, label).size_bytes
 
         others = [other for other in dict.fromkeys(recipe.export.to) if other != name]
         together = [partial(exporter(other).refuses, checkpoint=checkpoint) for other in others]
         fused = [roles for each in (name, *others) for roles in getattr(exporter(each), "FUSED", ())]
         choice = search.choose(Offer(name, checkpoint, refuses, size_bytes, fused), together)
-        found, notes = _laid_out(name, recipe, checkpoint, views, choice.assignments, choice.label)
+        found = _laid_out(name, recipe, checkpoint, views, choice.assignments, choice.label)
         found = replace(found, losses=choice.losses, budget=choice.facts)
     elif chosen is None:
-        found, notes = _laid_out(name, recipe, checkpoint, views, _as_source(checkpoint, name), "keep")
+        found = _laid_out(name, recipe, checkpoint, views, _as_source(checkpoint, name), "keep")
     else:
         keep = parse_keep(recipe.step.keep) if isinstance(recipe.step, Quantize) else {}
         assignments = assign(checkpoint, chosen, keep, refuses)
         _check_use(name, chosen, assignments)
-        found, notes = _laid_out(name, recipe, checkpoint, views, assignments, chosen.name)
-    for note in [*_left_out_notes(name, left_out), *notes]:
+        found = _laid_out(name, recipe, checkpoint, views, assignments, chosen.name)
+    for note in [*_left_out_notes(name, left_out), *found.notes]:
         report.note(note)
     return found
 
@@ -215,8 +216,8 @@ def _laid_out(
     views: _Views,
     assignments: Mapping[str, Assignment],
     label: str,
-) -> tuple[ContainerPlan, Sequence[str]]:
-    """The plan with these grids, and what the container's sink has to say; refuses what it cannot hold."""
+) -> ContainerPlan:
+    """The plan with these grids; refuses what the container cannot hold."""
     assignments = {key: _as_float(name, checkpoint.tensors[key], a) for key, a in assignments.items()}
     made = views.all(checkpoint, assignments)
     options = SinkOptions(
@@ -230,7 +231,7 @@ def _laid_out(
     )
     placed = checkpoint.with_tensors({key: tensor for key, (tensor, _) in made.items()})
     sink = exporter(name).open_sink(placed, Path(), options)
-    found = ContainerPlan(
+    return ContainerPlan(
         name,
         label,
         assignments,
@@ -240,8 +241,8 @@ def _laid_out(
         options,
         sink.size_bytes,
         tuple(views.solutions.all.values()),
+        notes=tuple(sink.notes),
     )
-    return found, sink.notes
 
 
 def _activations(label: str) -> str:

@@ -46,11 +46,12 @@ HEAVY = {
 RUNTIMES = {
     "exporters._onnx_bind": {"onnx_ir"},
     "exporters._onnx_calls": {"torch", "transformers"},
-    "exporters._onnx_fuse": {"onnx_ir", "onnxscript"},
+    "exporters._onnx_fuse": {"onnx_ir"},
     "exporters._onnx_check": {"onnx"},
     "exporters._onnx_graph": {"onnx_ir"},
     "exporters._onnx_int8": {"onnx", "onnx_ir"},
     "exporters._onnx_merge": {"onnx_ir"},
+    "exporters._onnx_norms": {"onnx_ir", "onnxscript"},
     "exporters._onnx_trace": {"torch", "onnx_ir", "onnxscript"},
     "forward.onnx_model": {"onnxruntime"},
     "forward.torch_model": {"torch", "transformers", "accelerate"},
@@ -65,6 +66,7 @@ RUNTIMES = {
     "calibrate.ranges": {"torch"},  # for types alone
     "calibrate.watch": {"torch"},
     "calibrate.gradients": {"torch", "transformers"},
+    "calibrate.distance": {"torch"},
     "calibrate.loss": {"torch"},
     "calibrate.factored": {"torch"},
     "calibrate.tune": {"torch"},

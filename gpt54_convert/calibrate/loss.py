@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from gpt54_convert import archs
+from gpt54_convert.calibrate.distance import demand_finite, divergence, squares
 from gpt54_convert.core.checkpoint import Checkpoint
-from gpt54_convert.errors import MeasureError
 from gpt54_convert.forward.batch import Batch, Document, Floats, stack
 from gpt54_convert.forward.torch_model import TorchReference
 
@@ -36,10 +36,7 @@ class Loss:
         self._batches = _batches(documents, checkpoint)
         self._folder = tempfile.TemporaryDirectory(prefix="gpt54-answers-")
         for index, answers in enumerate(self._answers(checkpoint)):
-            if not np.isfinite(answers).all():
-                raise MeasureError(
-                    "the float model's own answers to the calibration text are not finite: it is broken"
-                )
+            demand_finite(torch.from_numpy(answers))
             np.save(self._path(index), answers)
 
     @property
@@ -52,7 +49,7 @@ class Loss:
         total = scale = 0.0
         for index, changed in enumerate(self._answers(checkpoint)):
             original = torch.from_numpy(np.load(self._path(index)))
-            found, size = (_divergence if self.has_logits else _squares)(original, torch.from_numpy(changed))
+            found, size = (divergence if self.has_logits else squares)(original, torch.from_numpy(changed))
             total, scale = total + found, scale + size
         loss = total / scale if scale else 0.0
         return loss if np.isfinite(loss) else float("inf")
@@ -73,17 +70,6 @@ class Loss:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._folder.cleanup()
-
-
-def _divergence(original: torch.Tensor, changed: torch.Tensor) -> tuple[float, float]:
-    """The sum of KL over tokens, and their number.  original, changed: logits [tokens, vocab]."""
-    ours, theirs = torch.log_softmax(original, -1), torch.log_softmax(changed, -1)
-    return float((ours.exp() * (ours - theirs)).sum(-1).double().sum()), float(len(original))
-
-
-def _squares(original: torch.Tensor, changed: torch.Tensor) -> tuple[float, float]:
-    """The squared error, and the original's square.  original, changed [tokens, width]."""
-    return float(((original - changed) ** 2).double().sum()), float((original**2).double().sum())
 
 
 def _batches(documents: Sequence[Document], checkpoint: Checkpoint) -> list[Batch]:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gpt54_convert.calibrate.distance import demand_finite, divergence, squares
 from gpt54_convert.calibrate.factored import Factored, Read, Switched
 from gpt54_convert.calibrate.gradients import checkpoint_layers
 from gpt54_convert.calibrate.solution import Solution
@@ -27,7 +28,6 @@ from gpt54_convert.calibrate.store import Store
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Advance, Report
 from gpt54_convert.core.workspace import as_output_error
-from gpt54_convert.errors import MeasureError
 from gpt54_convert.forward.batch import Batch, stack
 from gpt54_convert.forward.torch_model import TorchReference, inputs
 
@@ -173,16 +173,13 @@ class Objective:
             part = stack(documents[start : start + size], 0)
             with torch.no_grad():
                 original, is_logits = self._answers(part)
-            if not torch.isfinite(original).all():
-                raise MeasureError(
-                    "the float model's own answers to the calibration text are not finite: it is broken"
-                )
+            demand_finite(original)
             with self._quantized():
                 changed, _ = self._answers(part)
-                judge = _divergence if is_logits else _squares
-                loss = judge(original, changed.detach())
-                share = len(part.documents) / len(documents)
-                yield loss * share, original.mul_(share), changed
+                judge = divergence if is_logits else squares
+                total, scale = judge(original, changed.detach(), to_gradient=True)
+                share = len(part.documents) / len(documents) / (scale or 1.0)
+                yield total * share, original.mul_(share), changed
 
     def _answers(self, batch: Batch) -> tuple[torch.Tensor, bool]:
         """Logits, or hidden states where there are none; and whether they are logits."""
@@ -199,25 +196,6 @@ class Objective:
             yield
         finally:
             self._switched.quantized = False
-
-
-def _divergence(original: torch.Tensor, changed: torch.Tensor) -> float:
-    """The mean over tokens of KL(original ‖ changed); `original` becomes its gradient by `changed`."""
-    total, tokens = 0.0, original.shape[0] * original.shape[1]
-    for ours, theirs in zip(original, changed, strict=True):
-        wanted, found = torch.log_softmax(ours.float(), -1), torch.log_softmax(theirs.float(), -1)
-        odds = wanted.exp()
-        total += float((odds * (wanted - found)).sum(-1).double().sum())
-        ours.copy_((found.exp_() - odds) / tokens)
-    return total / tokens
-
-
-def _squares(original: torch.Tensor, changed: torch.Tensor) -> float:
-    """The squared error over the original's square; `original` becomes its gradient by `changed`."""
-    scale = float((original.float() ** 2).double().sum()) or 1.0
-    error = changed.float() - original.float()
-    original.copy_(error * (2 / scale))
-    return float((error**2).double().sum()) / scale
 
 
 def _publish(store: Store, tuned: dict[str, Read], goal: Path) -> None:

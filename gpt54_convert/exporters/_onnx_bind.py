@@ -98,7 +98,7 @@ def _multiply(
     gemm = node.op_type == "Gemm" and _flag(node, "transB") == (not stands) and not _flag(node, "transA")
     if index != 1 or not (plain or gemm):
         raise _unfit(node, view)
-    if view.grid == options.activations:
+    if view.grid == options.activations and (options.ranges is None or view.name in options.ranges):
         codes = _stored(graph, f"{view.name}.rows", parts[CODES], parts[CODES].shape)
         scales = _stored(graph, f"{view.name}.{SCALES}", parts[SCALES], parts[SCALES].shape)
         if options.ranges is None:

@@ -1,11 +1,11 @@
 """A traced graph's small operators joined into ONNX Runtime's large ones: norms, rotation, attention.
 
-Norms are found by onnxscript's own rules.  Attention is not left to them: they keep one row's positions for
-all rows.  Here the `Attention` of ONNX gets the very mask that transformers computed, as an additive bias,
-and `RotaryEmbedding` the cosines and sines of every row's own positions, so that padded rows, rows at
-different positions, relative positions and sliding windows mean what they meant before.  (ONNX Runtime's own
-`GroupQueryAttention` was no faster, and refuses several tokens after a past in more than one row.)  What
-does not look as expected stays as it is.
+Norms are found by onnxscript's own rules (`_onnx_norms`).  Attention is not left to them: they keep one row's
+positions for all rows.  Here the `Attention` of ONNX gets the very mask that transformers computed, as an
+additive bias, and `RotaryEmbedding` the cosines and sines of every row's own positions, so that padded rows,
+rows at different positions, relative positions and sliding windows mean what they meant before.  (ONNX
+Runtime's own `GroupQueryAttention` was no faster, and refuses several tokens after a past in more than one
+row.)  What does not look as expected stays as it is.
 
 Source: ONNX operators, opset 23: Attention, RotaryEmbedding.
 """
@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from onnxscript.rewriter.ort_fusions import rms_normalization, skip_normalization
 
 from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.exporters import _onnx_norms
 from gpt54_convert.exporters._onnx_trace import Traced
 
 OPSET = 23  # the first with Attention; what traced graphs use of opset 20 means the same in it
@@ -54,8 +54,7 @@ def rewrite(traced: Traced, checkpoint: Checkpoint) -> None:
 
 def fuse(model: ir.Model) -> int:
     """Join what can be joined, in place; how many attentions became one operator."""
-    rms_normalization.fuse_rms_normalization(model)
-    skip_normalization.fuse_skip_rms_normalization(model)
+    _onnx_norms.fuse(model)
     graph = model.graph
     found = [match for node in list(graph) if (match := _attention(node)) is not None]
     if found:

@@ -5,27 +5,44 @@ Where graph rewrites hook in: `REWRITES` is a list of functions `(traced, checkp
 one initialiser used by plain `MatMul`, `Gemm` or `Gather`, has no value, and is named in `traced.sources`
 (initialiser -> tensor of the checkpoint, whose `grid` says whether it holds codes).  After them `_onnx_bind`
 puts ONNX Runtime's operators for codes in, and points every initialiser at its external data.
+
+A rewrite makes graphs faster and nothing else: the plain graphs, without any, read the same files of weights
+and take over where a rewritten one fails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
+from gpt54_convert.errors import ConvertError
 from gpt54_convert.exporters import _onnx_bind, _onnx_fuse, _onnx_merge, _onnx_trace
 from gpt54_convert.exporters._onnx_layout import MERGED, Layout
 from gpt54_convert.exporters._onnx_store import Store
 from gpt54_convert.exporters._onnx_trace import Traced
 from gpt54_convert.exporters._sink import SinkOptions
 
-REWRITES: list[Callable[[Traced, Checkpoint], None]] = [_onnx_fuse.rewrite]
+Rewrites = list[Callable[[Traced, Checkpoint], None]]
+REWRITES: Rewrites = [_onnx_fuse.rewrite]
 PRODUCER = "gpt54-convert"
 _PLAIN = Layout()
 _NO_OPTIONS = SinkOptions("", "")
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The graphs of one artifact.
+
+    contents: by file name.  problem: why they are plain ones although rewritten ones were wanted, or nothing.
+    """
+
+    contents: dict[str, bytes]
+    problem: str = ""
 
 
 def files(
@@ -35,10 +52,40 @@ def files(
     dtype: str,
     names: Layout = _PLAIN,
     options: SinkOptions = _NO_OPTIONS,
+    plain: bool = False,
+) -> Graphs:
+    """Every graph, rewritten unless it shall be `plain` or a rewrite fails."""
+    problem = ""
+    traced = _onnx_trace.trace(checkpoint, dtype)
+    if not plain:
+        try:
+            contents = _drawn(traced, REWRITES, checkpoint, views, store, names, options)
+            return Graphs(contents)
+        except Exception as error:  # of a model nobody has seen yet, a rewrite may expect anything
+            problem = in_short(error)
+        traced = _onnx_trace.trace(checkpoint, dtype)
+    return Graphs(_drawn(traced, [], checkpoint, views, store, names, options), problem)
+
+
+def in_short(error: Exception) -> str:
+    """One line of what an exception says; its kind too, where it was not made for people."""
+    text = str(error).strip().partition("\n")[0]
+    return text if isinstance(error, ConvertError) else f"{type(error).__name__}: {text}"
+
+
+def _drawn(
+    graphs: Iterable[Traced],
+    rewrites: Rewrites,
+    checkpoint: Checkpoint,
+    views: Mapping[str, LazyTensor],
+    store: Store,
+    names: Layout,
+    options: SinkOptions,
 ) -> dict[str, bytes]:
-    """File name -> content of every graph."""
     bound = {}
-    for traced in _onnx_trace.trace(checkpoint, dtype):
+    for traced in graphs:
+        for rewrite in rewrites:
+            rewrite(traced, checkpoint)
         own = {name: _own(store, name, names.data(traced.stem)) for name in views}
         bound[traced.stem] = _bound(traced, checkpoint, views, own, store, options)
     if names.merged and "decoder_model" in bound:
@@ -60,8 +107,6 @@ def _bound(
     store: Store,
     options: SinkOptions,
 ) -> ir.Model:
-    for rewrite in REWRITES:
-        rewrite(traced, checkpoint)
     graph = traced.model.graph
     for name, source in traced.sources.items():
         turned = _is_conv1d(checkpoint, source)

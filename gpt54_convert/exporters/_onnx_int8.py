@@ -1,9 +1,11 @@
-"""Products of 8-bit activations with 8-bit weights, in standard operators that ONNX Runtime joins by itself.
+"""Products of 8-bit activations with 8-bit weights, in standard operators.
 
-What enters a matrix is rounded as it comes (`DynamicQuantizeLinear`, one scale for the whole of it),
-multiplied in integers (`MatMulInteger`) and scaled back; or rounded by a scale that was measured before, and
-written as a product of dequantized numbers (`QuantizeLinear`, `DequantizeLinear`).  Weights are unsigned with
-128 in the middle, as our codes are: with signed ones, processors without VNNI instructions saturate
+What enters a matrix is rounded as it comes, token by token, multiplied in integers (`MatMulInteger`) and
+scaled back; or rounded by a scale that was measured before, and written as a product of dequantized numbers
+(`QuantizeLinear`, `DequantizeLinear`), which ONNX Runtime joins by itself.  `DynamicQuantizeLinear`, with one
+scale for all tokens, would be some 10 % faster, and useless where one token's values are a thousand times the
+others', as in many decoders.
+Codes are unsigned with 128 in the middle: with signed ones, processors without VNNI instructions saturate
 (onnxruntime, "Quantize ONNX Models").
 """
 
@@ -14,9 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import helper, numpy_helper
-
-from gpt54_convert.errors import UnsupportedError
+from onnx import helper
 
 FLOAT = int(ir.DataType.FLOAT)
 _MIDDLE = "middle.uint8.128"
@@ -32,15 +32,15 @@ def multiply(graph: ir.Graph, node: ir.Node, codes: ir.Value, scales: ir.Value, 
     matrix = builder.once(f"{name}.turned", "Transpose", [codes], {"perm": [1, 0]})
     first = builder.constant("first", np.array(0, np.int64))
     scale = builder.once(f"{name}.scale", "Gather", [scales, first], {"axis": 1})
-    rounded, step, zero = builder.rounded(node.inputs[0])
+    rounded, step = builder.rounded(node.inputs[0])
     middle = builder.constant(_MIDDLE, np.array(128, np.uint8))
-    product = builder.add("MatMulInteger", [rounded, matrix, zero, middle])
+    product = builder.add("MatMulInteger", [rounded, matrix, middle, middle])
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    factors = [builder.add("Cast", [product], {"to": FLOAT}), builder.add("Mul", [step, scale])]
+    sums = builder.add("Mul", [builder.add("Cast", [product], {"to": FLOAT}), scale])
     if bias is None:
-        builder.finish("Mul", factors)
+        builder.finish("Mul", [sums, step])
     else:
-        builder.finish("Add", [builder.add("Mul", factors), bias])
+        builder.finish("Add", [builder.add("Mul", [sums, step]), bias])
 
 
 def multiply_fixed(
@@ -54,12 +54,7 @@ def multiply_fixed(
     """`multiply` where what enters is rounded by the range of `ranges`.
 
     Matrices that one value enters share its rounding, by the first one's range.
-    Raises UnsupportedError where the range of `name` was not measured.
     """
-    if name not in ranges:
-        raise UnsupportedError(
-            f"tensor {name}: nothing entered it while activations were measured; take --activations dynamic"
-        )
     builder = _Builder(graph, node)
     matrix = builder.once(f"{name}.turned", "Transpose", [codes], {"perm": [1, 0]})
     first = builder.constant("first", np.array(0, np.int64))
@@ -111,15 +106,20 @@ class _Builder:
         new.outputs[0].name = name
         return new.outputs[0]
 
-    def rounded(self, value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """The codes, scale and zero point of `value`, shared by all matrices that it enters."""
+    def rounded(self, value: ir.Value | None) -> tuple[ir.Value, ir.Value]:
+        """The codes of `value` [.., in] and their scales [.., 1], shared by all matrices that it enters."""
         assert value is not None
-        users = [use.node for use in value.uses() if use.node.op_type == "DynamicQuantizeLinear"]
-        if not users:
-            self.add("DynamicQuantizeLinear", [value], outputs=3)
-            users = [use.node for use in value.uses() if use.node.op_type == "DynamicQuantizeLinear"]
-        codes, scale, zero = users[0].outputs
-        return codes, scale, zero
+        one = self.constant("one", np.array(1, np.float32))
+        for divided in (use.node for use in value.uses() if use.node.op_type == "Div"):
+            for use in divided.outputs[0].uses():
+                if use.node.op_type == "QuantizeLinear" and use.node.inputs[1] is one:
+                    return use.node.outputs[0], divided.inputs[1]  # type: ignore[return-value]
+        last = self.constant("last", np.array([-1], np.int64))
+        largest = self.add("ReduceMax", [self.add("Abs", [value]), last], {"keepdims": 1})
+        step = self.add("Mul", [largest, self.constant("one.127th", np.array(1 / 127, np.float32))])
+        step = self.add("Max", [step, self.constant("tiny", np.array(1e-30, np.float32))])
+        middle = self.constant(_MIDDLE, np.array(128, np.uint8))
+        return self.add("QuantizeLinear", [self.add("Div", [value, step]), one, middle]), step
 
     def fixed(self, value: ir.Value | None, name: str, low: float, high: float) -> ir.Value:
         """`value` rounded to the codes of [low, high], shared by all matrices that it enters."""
@@ -158,12 +158,7 @@ def make_exact(graph: onnx.GraphProto) -> None:
     nodes: list[onnx.NodeProto] = []
     codes_of_inputs = {node.output[0] for node in graph.node if node.op_type == "QuantizeLinear"}
     for node in graph.node:
-        if node.op_type == "DynamicQuantizeLinear":
-            codes, scale, _ = node.output
-            one = numpy_helper.from_array(np.array(1, np.float32))
-            nodes.append(helper.make_node("Identity", [node.input[0]], [codes]))
-            nodes.append(helper.make_node("Constant", [], [scale], value=one))
-        elif node.op_type == "QuantizeLinear" or (
+        if node.op_type == "QuantizeLinear" or (
             node.op_type == "DequantizeLinear" and node.input[0] in codes_of_inputs
         ):
             nodes.append(helper.make_node("Identity", [node.input[0]], [node.output[0]]))

@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
-from gpt54_convert.errors import InternalError, UnsupportedError
+from gpt54_convert.errors import ConvertError, InternalError, UnsupportedError
 from gpt54_convert.exporters import _onnx_calls as calls
 from gpt54_convert.forward import torch_model
 
@@ -94,8 +94,27 @@ def _trace(checkpoint: Checkpoint, dtype: str) -> list[Traced]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # buffers are real
     _fake(model, sources, mode, _DTYPES[dtype])
     kind = archs.by_name(checkpoint.architecture).kind if checkpoint.architecture else "encoder"
-    with _quiet(), torch.no_grad():
-        return [_trace_call(call, sources) for call in calls.of(model, kind, mode)]
+    _demand_still_rotation(model)
+    try:
+        with _quiet(), torch.no_grad():
+            return [_trace_call(call, sources) for call in calls.of(model, kind, mode)]
+    except (ConvertError, MemoryError):
+        raise
+    except Exception as error:  # torch's and onnxscript's exceptions have no common base
+        reason = str(error).strip().split("\n", 1)[0]
+        raise UnsupportedError(f"the model cannot be traced to ONNX ({reason})") from error
+
+
+def _demand_still_rotation(model: Any) -> None:
+    """UnsupportedError where rotary frequencies change with the text: a graph would keep the first."""
+    for module in model.modules():
+        found = getattr(module, "rope_type", None)
+        for kind in found.values() if isinstance(found, Mapping) else [found]:
+            if kind is not None and ("dynamic" in kind or kind == "longrope"):
+                raise UnsupportedError(
+                    f"config.json: rope_type {kind!r} rotates by the length of the text, which an ONNX graph "
+                    "cannot follow; write safetensors (--to safetensors)"
+                )
 
 
 def _sources(model: Any, checkpoint: Checkpoint) -> dict[str, str]:
@@ -124,20 +143,14 @@ def _fake(model: Any, sources: Mapping[str, str], mode: FakeTensorMode, dtype: t
 def _trace_call(call: calls.Call, sources: Mapping[str, str]) -> Traced:
     auto = torch.export.Dim.AUTO
     shapes = {name: dict.fromkeys(axes, auto) for name, axes in call.input_axes.items()}
-    try:
-        program = torch.export.export(
-            call,
-            (call.samples,),
-            dynamic_shapes=(shapes,),
-            strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
-        model = _to_onnx(program, call)
-    except (InternalError, MemoryError):
-        raise
-    except Exception as error:  # torch's and onnxscript's exceptions have no common base
-        reason = str(error).strip().split("\n", 1)[0]
-        raise UnsupportedError(f"{call.stem}: the model cannot be traced to ONNX ({reason})") from error
+    program = torch.export.export(
+        call,
+        (call.samples,),
+        dynamic_shapes=(shapes,),
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+    model = _to_onnx(program, call)
     _name_axes(model, call)
     found = {}
     for name in list(model.graph.initializers):

@@ -21,11 +21,16 @@ class Sink(Protocol):
     A tensor of the checkpoint that has a `grid` is stored on it; any other is stored in its dtype.
     """
 
-    size_bytes: int
-    """Exact bytes of all files that `close` will leave."""
-
     notes: Sequence[str]
-    """What the container cannot carry, or its runtimes will not reproduce; each a sentence for people."""
+    """What the container cannot carry, or its runtimes will not reproduce; each a sentence for people.
+
+    `close` may add to it what only the finished files could show.
+    """
+
+    @property
+    def size_bytes(self) -> int:
+        """Exact bytes of all files that `close` will leave, or has left if it had to change them."""
+        ...
 
     def views(self) -> list[LazyTensor]:
         """Every tensor as this container stores it (name, row order, orientation), in file order."""
@@ -51,8 +56,8 @@ class SinkOptions:
     pre: GGUF's `tokenizer.ggml.pre`, given by the user.  shard_bytes: the largest file, or None.
     layout: how ONNX files are called: `optimum` or `transformers.js`.
     activations: the grid of those weights whose inputs are rounded to 8 bits too, or nothing.
-    ranges: tensor -> least and greatest value that enters it, where inputs are rounded by fixed scales; any
-    numbers do for a plan.  None where they are scaled as they come.
+    ranges: tensor -> least and greatest value that enters it, where inputs are rounded by fixed scales, which
+    serve the tensors that are named; any numbers do for a plan.  None where all are scaled as they come.
     """
 
     name: str

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt54_convert import __version__
+from gpt54_convert.core.checkpoint import Source
+from gpt54_convert.core.report import Report
 from gpt54_convert.core.workspace import MANIFEST
 
 SCHEMA = "gpt54-convert/manifest/1"
@@ -39,6 +41,19 @@ def file_entries(paths: Sequence[Path], root: Path) -> list[dict[str, Any]]:
         }
         for path in paths
     ]
+
+
+def source_entry(source: Source, report: Report) -> dict[str, Any]:
+    """Path, container and hashes of everything that was read."""
+    root = source.path if source.path.is_dir() else source.path.parent
+    if not source.files:
+        return {"path": None, "container": source.container, "files": []}
+    entries = []
+    with report.progress("hashing the source", sum(path.stat().st_size for path in source.files)) as advance:
+        for path in source.files:
+            entries += file_entries([path], root)
+            advance(entries[-1]["size_bytes"])
+    return {"path": str(source.path.absolute()), "container": source.container, "files": entries}
 
 
 def write(

@@ -8,7 +8,6 @@ into any other container.  This module itself is light: torch and onnx are impor
 from __future__ import annotations
 
 import json
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -36,9 +35,10 @@ NAME = "onnx"
 DESCRIPTION = "ONNX graphs for ONNX Runtime, in optimum's layout; integer grids as MatMulNBits"
 FIXED_RANGES = True  # its graphs can round activations by scales that were measured before
 LIBRARIES = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
-# Weights up to this size are checked on logits before they are published; of larger ones the first layers,
-# written once more as a model of their own, where those stay below the second limit.
-CHECK_BYTES, SHALLOW_BYTES = 128_000_000, 1_000_000_000
+PLAIN = (
+    "onnx: the graph with joined operators was given up ({}); the plain graph was written instead, which "
+    "gives the same logits but decodes slower; please report it"
+)
 INSTALL = "pip install 'gpt54-convert[onnx]'"
 
 
@@ -116,35 +116,53 @@ def open_sink(checkpoint: Checkpoint, folder: Path, options: SinkOptions) -> Onn
 class OnnxSink:
     """One folder of graphs being written; see `exporters._sink.Sink`."""
 
-    def __init__(self, checkpoint: Checkpoint, folder: Path, options: SinkOptions) -> None:
-        from gpt54_convert.exporters import _onnx_graph
-
-        self._checkpoint, self._folder, self._options = checkpoint, folder, options
+    def __init__(self, checkpoint: Checkpoint, folder: Path, options: SinkOptions, problem: str = "") -> None:
+        """problem: what is known to be wrong with joined operators in this model, if anything is."""
+        self._checkpoint, self.folder, self.options = checkpoint, folder, options
         unused = set(leaves_out(checkpoint))
         self._views = {name: _as_stored(t) for name, t in checkpoint.tensors.items() if name not in unused}
         stored = list(self._views.values())
-        self._dtype = compute_dtype(stored)
-        self._layout = _onnx_layout.layout(options.layout, stored, self._dtype)
-        self._place = folder / self._layout.folder  # of graphs and weights
+        self.dtype = compute_dtype(stored)
+        self._layout = _onnx_layout.layout(options.layout, stored, self.dtype)
+        self.place = folder / self._layout.folder  # of graphs and weights
         homes = _onnx_layout.homes(checkpoint, self._views, self._layout)
         self._written = _onnx_layout.copies(self._views, homes)
-        self._store = _onnx_store.lay_out(list(self._written.values()), homes, options.shard_bytes)
-        self._graphs = _onnx_graph.files(
-            checkpoint, self._views, self._store, self._dtype, self._layout, options
-        )
+        self.store = _onnx_store.lay_out(list(self._written.values()), homes, options.shard_bytes)
+        self.notes: list[str] = []
+        self.draw(problem)
         plain = [replace(view, grid=None, read_codes=None) for view in stored]
         self._side = _hf_folder.side_files(checkpoint, plain)
         self._side |= self._extra(checkpoint)
         self._writers: dict[str, Writer] = {}
         self._lock = threading.Lock()
-        self.notes: list[str] = []
-        small = sum(map(len, (*self._graphs.values(), *self._side.values())))
-        self.size_bytes = self._store.size_bytes + small
+
+    @property
+    def size_bytes(self) -> int:
+        """See `Sink`; it changes where `close` has to lay out other graphs."""
+        small = sum(map(len, (*self.graphs.values(), *self._side.values())))
+        return self.store.size_bytes + small
+
+    def draw(self, problem: str) -> None:
+        """Lay the graphs out, with joined operators unless a `problem` with these is known."""
+        from gpt54_convert.exporters import _onnx_graph
+
+        graphs = _onnx_graph.files(
+            self._checkpoint,
+            self._views,
+            self.store,
+            self.dtype,
+            self._layout,
+            self.options,
+            plain=bool(problem),
+        )
+        self.graphs, self.problem = graphs.contents, problem or graphs.problem
+        if self.problem:
+            self.notes.append(PLAIN.format(self.problem))
 
     def _extra(self, checkpoint: Checkpoint) -> dict[str, bytes]:
         """What the runtime that the layout is for wants to be told besides."""
         if self._layout.folder:
-            counts = _onnx_layout.config_entry(self._graphs, self._store.layouts)
+            counts = _onnx_layout.config_entry(self.graphs, self.store.layouts)
             config = json.loads(self._side["config.json"])
             config["transformers.js_config"] = {"use_external_data_format": counts}
             return {"config.json": _hf_folder.to_json(config)}
@@ -153,11 +171,11 @@ class OnnxSink:
 
     def views(self) -> list[LazyTensor]:
         """Every tensor that a graph reads, under its canonical name, in the order of the files."""
-        return [self._written[name] for name in self._store.parts]
+        return [self._written[name] for name in self.store.parts]
 
     def put(self, name: str, start: int, stop: int, rows: QTensor | NDArray[Any]) -> None:
         """Write rows [start, stop) of view `name`: codes where it has a grid, else its storage type."""
-        parts = self._store.parts[name]
+        parts = self.store.parts[name]
         if isinstance(rows, QTensor):
             if _onnx_store.VALUES in parts:
                 raise InternalError(f"tensor {name} was laid out as floats, but codes arrived")
@@ -170,63 +188,46 @@ class OnnxSink:
     def close(self) -> list[Path]:
         """Finish all files and check the graphs; returns the weights' files first, largest first.
 
-        Raises OutputError where a graph does not give torch's logits: nothing may be published then.
+        Where the graphs with joined operators fail, the plain ones take their place, over the same weights.
+        Raises OutputError where those do not give torch's logits either: nothing may be published then.
         """
-        self._finish()
-        self._check()
-        weights = sorted(self._store.layouts, key=lambda file: (-self._store.layouts[file].size_bytes, file))
+        from gpt54_convert.exporters import _onnx_trial
+
+        self.finish()
+        _onnx_trial.hold(self)
+        weights = sorted(self.store.layouts, key=lambda file: (-self.store.layouts[file].size_bytes, file))
         return [
-            *(self._place / name for name in (*weights, *self._graphs)),
-            *(self._folder / name for name in self._side),
+            *(self.place / name for name in (*weights, *self.graphs)),
+            *(self.folder / name for name in self._side),
         ]
 
-    def _finish(self) -> None:
-        for file in self._store.layouts:
+    def finish(self) -> None:
+        """Close the files of weights, and write all else."""
+        for file in self.store.layouts:
             self._writer(file)
         for writer in self._writers.values():
             writer.close()
-        for name, content in self._graphs.items():
-            _write_file(self._place / name, content)
+        self.write_graphs()
         for name, content in self._side.items():
-            _write_file(self._folder / name, content)
+            _write_file(self.folder / name, content)
 
-    def _check(self) -> None:
-        from gpt54_convert.exporters import _onnx_check, _onnx_read
+    def write_graphs(self) -> None:
+        """Write the graphs, in the place of those that are there."""
+        for name, content in self.graphs.items():
+            _write_file(self.place / name, content)
 
-        if self._store.size_bytes <= CHECK_BYTES:
-            self._check_logits()
-            return
-        _onnx_check.check_structure(self._place, self._graphs)
-        with tempfile.TemporaryDirectory(prefix=".check-", dir=self._folder) as folder:
-            options = replace(self._options, shard_bytes=None)
-            small = OnnxSink(_onnx_read.shallow(self._read_back()), Path(folder), options)
-            if small._store.size_bytes <= SHALLOW_BYTES:
-                for view in small.views():
-                    for start, stop in view.chunks():
-                        rows: Any = view.read_codes and view.read_codes(start, stop)
-                        small.put(view.name, start, stop, rows or view.rows(start, stop))
-                small._finish()
-                small._check_logits()
-
-    def _read_back(self) -> Checkpoint:
+    def read_back(self) -> Checkpoint:
+        """What was written, its tensors read from the files."""
         from gpt54_convert.exporters import _onnx_read
 
         stored = self._checkpoint.with_tensors(self._written)
-        return _onnx_read.read_back(self._place, stored, self._store.parts)
-
-    def _check_logits(self) -> None:
-        from gpt54_convert.exporters import _onnx_check
-
-        half = self._dtype == "float16"
-        _onnx_check.check_logits(
-            self._place, self._graphs, self._read_back(), half, self._options.ranges is not None
-        )
+        return _onnx_read.read_back(self.place, stored, self.store.parts)
 
     def _writer(self, file: str) -> Writer:
         with self._lock:
             if file not in self._writers:
-                self._place.mkdir(exist_ok=True)
-                self._writers[file] = Writer(self._place / file, self._store.layouts[file])
+                self.place.mkdir(exist_ok=True)
+                self._writers[file] = Writer(self.place / file, self.store.layouts[file])
             return self._writers[file]
 
 

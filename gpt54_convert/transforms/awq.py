@@ -19,13 +19,13 @@ from gpt54_convert.core.options import option
 from gpt54_convert.core.passes import Context
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import InputError, UsageError
+from gpt54_convert.forward.batch import Document
 from gpt54_convert.quantize.assign import assign
 from gpt54_convert.quantize.encode import solver
 from gpt54_convert.quantize.grids import FLOAT, Grid, grid
 from gpt54_convert.quantize.schemes import scheme
-from gpt54_convert.transforms._folds import Fold, folds, outline
-from gpt54_convert.transforms._same import check
-from gpt54_convert.transforms._text import Sample, sample
+from gpt54_convert.transforms._folds import Fold
+from gpt54_convert.transforms._scaling import Scaling
 
 DESCRIPTION = "weights that meet large activations are scaled up before rounding (AWQ)"
 ALPHAS = tuple(step / 10 for step in range(11))
@@ -45,7 +45,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Awq(Sample):
+class Awq(Scaling):
     """Scale up weights that meet large activations; the model computes the same as before."""
 
     grid: str = option("int4", "Scheme or grid on which the weights will be rounded.", metavar="NAME")
@@ -55,14 +55,10 @@ class Awq(Sample):
         if grid(scheme(self.grid).default).kind == FLOAT:
             raise UsageError(f"--awq prepares for rounding, and {self.grid} rounds nothing")
 
-    def apply(self, checkpoint: Checkpoint, context: Context) -> Checkpoint:
-        """The scaled model, float32 where a place for factors is, used or not.
-
-        Raises UnsupportedError for an undescribed architecture or without torch, InputError where weights or
-        activations are not finite, and what cannot be calibrated on.
-        """
-        found = folds(checkpoint)
-        documents = sample("awq", checkpoint, self)
+    def scaled(
+        self, checkpoint: Checkpoint, found: list[Fold], documents: list[Document], context: Context
+    ) -> tuple[Checkpoint, int]:
+        """See `Scaling`; every place gets the factors that round best."""
         from gpt54_convert.transforms import _inputs
 
         names = {fold.targets[0] for fold in found}  # every reader of a place is fed the same
@@ -78,13 +74,7 @@ class Awq(Sample):
                 count += bool((factor != 1).any())
                 scaled = fold.apply(scaled, factor)
                 advance(1)
-        check("awq", checkpoint, scaled, documents[:1], context.threads)
-        context.report.detail(f"scaled {count} of {len(found)} places of the model")
-        return scaled
-
-    def outline(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The types of the scaled model, with nothing measured."""
-        return outline(checkpoint)
+        return scaled, count
 
 
 def grids_of(checkpoint: Checkpoint, name: str) -> dict[str, Grid]:

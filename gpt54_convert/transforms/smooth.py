@@ -18,9 +18,9 @@ from gpt54_convert.core.options import option
 from gpt54_convert.core.passes import Context
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import InputError, UsageError
-from gpt54_convert.transforms._folds import Fold, folds, outline
-from gpt54_convert.transforms._same import check
-from gpt54_convert.transforms._text import Sample, sample
+from gpt54_convert.forward.batch import Document
+from gpt54_convert.transforms._folds import Fold
+from gpt54_convert.transforms._scaling import Scaling
 
 DESCRIPTION = "activation ranges move into the weights (SmoothQuant), for w8a8"
 
@@ -28,7 +28,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Smooth(Sample):
+class Smooth(Scaling):
     """Move activation ranges into the weights; the model computes the same as before."""
 
     alpha: float = option(0.5, "How much of the range moves, from 0 (none) to 1 (all).", metavar="A")
@@ -38,14 +38,10 @@ class Smooth(Sample):
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"--smooth {self.alpha:g} is not between 0 and 1")
 
-    def apply(self, checkpoint: Checkpoint, context: Context) -> Checkpoint:
-        """The smoothed model, float32 where it changed.
-
-        Raises UnsupportedError for an undescribed architecture or without torch, InputError where weights or
-        activations are not finite, and what cannot be calibrated on.
-        """
-        found = folds(checkpoint)
-        documents = sample("smooth", checkpoint, self)
+    def scaled(
+        self, checkpoint: Checkpoint, found: list[Fold], documents: list[Document], context: Context
+    ) -> tuple[Checkpoint, int]:
+        """See `Scaling`; every place is smoothed whose readers ran."""
         from gpt54_convert.transforms import _maxima
 
         names = {name for fold in found for name in fold.targets}
@@ -56,13 +52,7 @@ class Smooth(Sample):
             if inputs:
                 factor = _factor(smoothed, fold, np.maximum.reduce(inputs), self.alpha)
                 smoothed, count = fold.apply(smoothed, factor), count + 1
-        check("smooth", checkpoint, smoothed, documents[:1], context.threads)
-        context.report.detail(f"smoothed {count} places of the model")
-        return smoothed
-
-    def outline(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The types of the smoothed model, with nothing measured."""
-        return outline(checkpoint)
+        return smoothed, count
 
 
 def _factor(checkpoint: Checkpoint, fold: Fold, inputs: Floats, alpha: float) -> Floats:

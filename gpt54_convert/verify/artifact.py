@@ -63,7 +63,7 @@ class Subject:
 
     @property
     def rounds_inputs_whole(self) -> bool:
-        """Whether what enters a layer is rounded to 8 bits with one scale for all of it (ONNX's w8a8)."""
+        """Whether what enters a layer is rounded to 8 bits with no scales for parts of it (ONNX's w8a8)."""
         recorded = self.manifest.get("recipe", {}).get("quantize", {})
         found = SCHEMES.get(str(recorded.get("scheme", "")).lower())
         return self.container == "onnx" and found is not None and bool(found.activations)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from gpt54_convert import archs
 from gpt54_convert.core import views
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import OutputError, UnsupportedError
-from gpt54_convert.exporters import _onnx_bind, _onnx_check, _onnx_graph
+from gpt54_convert.exporters import _onnx_bind, _onnx_check, _onnx_trace, _onnx_trial
 from gpt54_convert.exporters import onnx as exporter
 from gpt54_convert.exporters._onnx_trace import Traced
 from gpt54_convert.exporters._sink import SinkOptions
@@ -74,6 +75,30 @@ def test_an_unknown_architecture_says_what_to_add(tmp_path: Path) -> None:
         exporter.open_sink(strange, tmp_path, SinkOptions("x", "x"))
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotation_by_the_length_of_the_text_is_refused(kind: str, tmp_path: Path) -> None:
+    """transformers chooses the frequencies anew for every text, in Python."""
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 64}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 12, "long_factor": [2.0] * 12}
+    _, source = tiny.make("llama", rope_parameters=rope)
+    with pytest.raises(UnsupportedError, match=f"rope_type '{kind}' rotates by the length.*--to safetensors"):
+        job(source, Convert(), tmp_path / "out", "onnx")
+    job(source, Convert(), tmp_path / "out", "safetensors")
+
+
+def test_what_torch_cannot_trace_is_said_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("aten::strange\nand much more")
+
+    monkeypatch.setattr(_onnx_trace.calls, "of", broken)
+    monkeypatch.setattr(_onnx_trace, "_kept", {})
+    with pytest.raises(UnsupportedError, match=r"cannot be traced to ONNX \(aten::strange\)$"):
+        job(tiny.make("llama")[1], Convert(), tmp_path / "out", "onnx")
+
+
 def test_a_lone_file_has_no_config(tmp_path: Path) -> None:
     _, source = tiny.make("llama")
     notes = job(source / "model.safetensors", Convert(), tmp_path / "out")
@@ -127,12 +152,19 @@ def swap_layers(traced: Traced, _checkpoint: object) -> None:
 def test_a_wrong_graph_is_not_published(
     fault: Callable[[Traced, object], None], large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a large model the first layers alone are run."""
+    """Nor is the plain one that takes its place.  Of a large model the first layers alone are run."""
     if large:
-        monkeypatch.setattr(exporter, "CHECK_BYTES", 0)
-    monkeypatch.setattr(_onnx_graph, "REWRITES", [fault])
+        monkeypatch.setattr(_onnx_trial, "CHECK_BYTES", 0)
+    real = _onnx_trace.trace
+
+    def faulty(*told: Any) -> list[Traced]:
+        graphs = real(*told)
+        fault(graphs[0], None)
+        return graphs
+
+    monkeypatch.setattr(_onnx_trace, "trace", faulty)
     _, source = tiny.make("llama")
-    with pytest.raises(OutputError, match="differs from transformers"):
+    with pytest.raises(OutputError, match=r"differs from transformers .* not published; please report it"):
         job(source, Convert(), tmp_path / "out", "onnx")
     assert not (tmp_path / "out").exists()
 
@@ -166,7 +198,7 @@ def test_wrong_codes_are_not_published(tmp_path: Path, monkeypatch: pytest.Monke
 def test_of_a_large_model_the_first_layers_are_run(
     kind: str, changes: dict[str, int], layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter, "CHECK_BYTES", 0)
+    monkeypatch.setattr(_onnx_trial, "CHECK_BYTES", 0)
     ran = []
     real = _onnx_check.check_logits
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import tiny
 import torch
 from click.testing import CliRunner
 from hf_models import model_of
+from safetensors.torch import load_file, save_file
 from test_onnx_w8a8 import CHANGES, KIND_OF, naive
 
 from gpt54_convert import data
@@ -61,6 +63,10 @@ def feed_of(kind: str, document: Document) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.from_numpy(document.prefix)[None], "decoder_input_ids": tokens}
 
 
+def documents(source: Path) -> list[Document]:
+    return text.documents(data.text("calibration"), load(source), Calibration(**SIZE))
+
+
 def seen(kind: str, source: Path) -> dict[str, tuple[float, float]]:
     """Tensor -> least and greatest value that enters its module, document by document."""
     found: dict[str, tuple[float, float]] = {}
@@ -80,7 +86,7 @@ def seen(kind: str, source: Path) -> dict[str, tuple[float, float]]:
         if name is not None and type(module).__name__ in ("Linear", "Conv1D"):
             module.register_forward_pre_hook(hook_of(name))
     with torch.no_grad():
-        for document in text.documents(data.text("calibration"), load(source), Calibration(**SIZE)):
+        for document in documents(source):
             model(**feed_of(kind, document))
     return found
 
@@ -122,6 +128,44 @@ def test_as_a_naive_loop(kind: str, tmp_path: Path) -> None:
     graphs = [onnx.load(path, load_external_data=False).graph for path in folder.glob("*.onnx")]
     kinds = {node.op_type for graph in graphs for node in graph.node}
     assert "QuantizeLinear" in kinds and not kinds & {"DynamicQuantizeLinear", "MatMulNBits"}
+
+
+LOOSE = "model.layers.1.mlp.down_proj.weight"
+
+
+def stretched(folder: Path) -> Path:
+    """A llama in which a few tokens make one value thousands of times as large as others, as in real ones."""
+    shutil.copytree(tiny.make("llama-bias")[1], folder)
+    tensors = load_file(folder / "model.safetensors")
+    layer = "model.layers.1."
+    gate, up = (f"{layer}mlp.{name}_proj." for name in ("gate", "up"))
+    row = 60 * tensors[f"{gate}weight"][0]
+    spread = torch.linalg.norm(row * tensors[f"{layer}post_attention_layernorm.weight"])
+    tensors[f"{gate}weight"][0] = tensors[f"{up}weight"][0] = row
+    tensors[f"{gate}bias"][0] = -1.5 * spread  # silu lets few tokens pass
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_inputs_that_no_range_serves_are_rounded_in_blocks(tmp_path: Path) -> None:
+    """By codes of the same files, far closer than by the range; the user and the manifest are told."""
+    source, report = stretched(tmp_path / "model"), Notes()
+    folder = static(source, tmp_path / "out", "onnx", report=report)
+    assert [note for note in report.notes if "1 of 15 matrices (ffn.down)" in note and "in blocks" in note]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["recipe"]["activation_ranges"]["rounded_as_they_come"] == [LOOSE]
+    nodes = onnx.load(folder / "model.onnx", load_external_data=False).graph.node
+    (product,) = [node for node in nodes if node.op_type == "MatMulNBits"]
+    assert product.input[1] == f"{LOOSE}.codes"
+    ranges, (document, *_) = seen("llama-bias", source), documents(source)
+    with OnnxModel(folder, "decoder", 1) as model:
+        found = model.logits(stack([document], 0))
+    fixed = naive("llama-bias", source, lambda name: by_range(*ranges[name]))
+    with torch.no_grad():
+        exact, wanted = (
+            answer(m(**feed_of("llama-bias", document))) for m in (model_of("llama-bias", source), fixed)
+        )
+    assert np.square(found - exact).sum() < 0.1 * np.square(wanted - exact).sum()
 
 
 def test_the_runtime_joins_them_and_the_manifest_tells_the_text(tmp_path: Path) -> None:

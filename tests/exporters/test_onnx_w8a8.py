@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import tiny
@@ -15,6 +16,7 @@ import torch
 from hf_models import model_of
 
 from gpt54_convert.core.report import Report
+from gpt54_convert.exporters import _onnx_int8
 from gpt54_convert.forward.batch import Document, stack
 from gpt54_convert.forward.onnx_model import OnnxModel
 from gpt54_convert.loaders import load
@@ -29,16 +31,14 @@ KIND_OF = {"llama-bias": "decoder", "bert": "encoder", "gpt54": "encoder-decoder
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("gpt54", "gpt2")]
 
 
-def as_a_whole(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """ONNX's DynamicQuantizeLinear on what enters a module."""
+def by_token(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """What enters a module in 8 bits, with a scale for every token."""
     (x,) = inputs
-    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
-    scale = (high - low) / 255
-    zero = torch.round(-low / scale).clamp(0, 255)
-    return ((torch.clamp(torch.round(x / scale) + zero, 0, 255) - zero) * scale,)
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return (torch.round(x / scale) * scale,)
 
 
-def naive(kind: str, source: Path, hook_of: Callable[[str], Any] = lambda name: as_a_whole) -> Any:
+def naive(kind: str, source: Path, hook_of: Callable[[str], Any] = lambda name: by_token) -> Any:
     """The float model with rounded weights and hooks (of a tensor) that round what enters them."""
     model, checkpoint = model_of(kind, source, dtype=torch.float32), load(source)
     modules = dict(model.named_modules())
@@ -92,8 +92,8 @@ def test_as_a_naive_loop(kind: str, tmp_path: Path) -> None:
     assert "MatMulInteger" in kinds and "MatMulNBits" not in kinds
 
 
-def test_the_runtime_joins_them(tmp_path: Path) -> None:
-    """ONNX Runtime takes each product for one operator of its own, or it would be slow."""
+def test_weights_are_made_ready_once_and_inputs_rounded_once(tmp_path: Path) -> None:
+    """ONNX Runtime turns weights while loading; query, key and value share what enters them."""
     _, source = tiny.make("bert", **CHANGES["bert"])
     run(Recipe(source, Quantize(scheme="w8a8"), Export(tmp_path, to=("onnx",))), Report())
     options = onnxruntime.SessionOptions()
@@ -104,5 +104,26 @@ def test_the_runtime_joins_them(tmp_path: Path) -> None:
         node.op_type
         for node in onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node
     ]
-    joined = kinds.count("DynamicQuantizeMatMul") + kinds.count("MatMulIntegerToFloat")
-    assert joined == 12 and "MatMulInteger" not in kinds and "Transpose" not in kinds
+    assert kinds.count("MatMulInteger") == 12 and kinds.count("QuantizeLinear") == 8
+    assert "Transpose" not in kinds
+
+
+def test_one_large_token_does_not_cost_the_others() -> None:
+    """Every token is rounded by itself; one of nothing but zeros stays so."""
+    generator = np.random.default_rng(0)
+    codes, scales = generator.integers(1, 256, (5, 64), np.uint8), generator.random((5, 2), np.float32)
+    scales[:, 1] = scales[:, 0]
+    x = ir.Value(name="x", shape=ir.Shape(["b", "t", 64]), type=ir.TensorType(ir.DataType.FLOAT))
+    stored = [ir.Value(name=n, const_value=ir.tensor(a, name=n)) for n, a in (("c", codes), ("s", scales))]
+    node = ir.node("MatMul", [x, stored[0]])
+    node.outputs[0].name, node.outputs[0].type = "y", x.type
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=stored, opset_imports={"": 21}, name="g")
+    _onnx_int8.multiply(graph, node, *stored, "w")
+    model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    tokens = generator.standard_normal((2, 3, 64), np.float32)
+    tokens[0, 0] *= 1e4
+    tokens[1, 2] = 0
+    (found,) = onnxruntime.InferenceSession(model).run(None, {"x": tokens})
+    wanted = tokens @ ((codes - 128.0) * scales[:, :1]).T
+    error, size = (np.linalg.norm(each, axis=-1) for each in (found - wanted, wanted))
+    assert (error <= 0.02 * size).all() and size[0, 0] > 1e3 * size[0, 1:].max()

@@ -20,7 +20,7 @@ from gpt54_convert.errors import InputError, InternalError, UnsupportedError, Us
 from gpt54_convert.loaders import load
 from gpt54_convert.pipeline import run
 from gpt54_convert.recipe import Export, Quantize, Recipe
-from gpt54_convert.transforms import _folds, smooth
+from gpt54_convert.transforms import _folds, _scaling, smooth
 from gpt54_convert.transforms.smooth import Smooth
 
 # kind -> exchanges in each of its layers, and outside them
@@ -160,6 +160,6 @@ def test_a_wrong_table_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def wrong(checkpoint: Checkpoint) -> list[_folds.Fold]:
         return [replace(f, targets=f.targets[:1]) for f in right(checkpoint)]
 
-    monkeypatch.setattr(smooth, "folds", wrong)
+    monkeypatch.setattr(_scaling, "folds", wrong)
     with pytest.raises(InternalError, match="changed this model's outputs"):
         Smooth().apply(load(tiny.make("llama")[1]), context(tmp_path))
