@@ -26,7 +26,7 @@ for tier in mini nano; do
             --from-scratch --kl 0 --hidden 0 --ce 1 -o "$here/scratch"
     fi
     made "$here/int4" ||
-        gpt54-convert quantize "$here/distilled/safetensors" --bits 4 --to gguf --to safetensors \
+        gpt54-convert quantize "$here/distilled/safetensors" --scheme int4 --to gguf --to safetensors \
             --name gpt54-tiny-$tier -o "$here/int4"
     gpt54-convert verify "$here/int4/gguf" --against "$here/distilled/safetensors"
 done
