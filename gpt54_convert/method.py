@@ -35,14 +35,14 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> Recipe:
         return replace(recipe, step=replace(step, method=PLAIN))
     if reason := obstacle(checkpoint):
         report.note(
-            f"codes are chosen by scale search, without running the model, for {reason}; run it and the "
-            "same size loses about a quarter as much (--fast is content with search)"
+            f"codes are chosen by scale search, without running the model, for {reason}; running it would "
+            "lose less at the same size (--fast is content with search)"
         )
         return replace(recipe, step=replace(step, method=PLAIN))
     if (seconds := estimated_s(step, checkpoint, recipe.export.threads)) > _WORTH_SAYING_S:
         report.note(
             f"codes are chosen by running the model on text, which takes roughly {seconds / 60:.0f} minutes "
-            "here; --fast does without, and loses about four times as much"
+            "here; --fast does without, and loses more"
         )
     return replace(recipe, step=replace(step, method=CALIBRATED))
 
