@@ -27,9 +27,7 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> Recipe:
     Few bits are those of --bits up to 6, and of budgets; a --scheme names grids that are searched.
     """
     step = recipe.step
-    if not isinstance(step, Quantize):
-        return recipe
-    if step.method is not None:
+    if not isinstance(step, Quantize) or step.method is not None:
         return recipe
     if step.fast or step.scheme is not None or (step.bits or 0) >= _FINE_BITS:
         return replace(recipe, step=replace(step, method=PLAIN))

@@ -60,8 +60,9 @@ def run_on(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> list[Artif
     recipe = resolve(recipe, checkpoint, report)
     if recipe.passes:
         _refuse_early(recipe, checkpoint)
+    work = fingerprint(recipe, checkpoint)
     try:
-        with workspace(recipe.export.output, fingerprint(recipe, checkpoint)) as folder:
+        with workspace(recipe.export.output, work) as folder:
             context = Context(report, folder, recipe.export.threads, checkpoint)
             for step in recipe.passes:
                 checkpoint = step.apply(checkpoint, context)
