@@ -54,6 +54,7 @@ RUNTIMES = {
     "exporters._onnx_norms": {"onnx_ir", "onnxscript"},
     "exporters._onnx_trace": {"torch", "onnx_ir", "onnxscript"},
     "forward.onnx_model": {"onnxruntime"},
+    "forward.tables": {"torch", "accelerate"},
     "forward.torch_model": {"torch", "transformers", "accelerate"},
     "prune.observe": {"torch", "transformers"},
     "prune.moments": {"torch"},

@@ -27,9 +27,11 @@ from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import MeasureError
 from gpt54_convert.forward.batch import Document, stack
+from gpt54_convert.forward.tables import Rows
 from gpt54_convert.forward.torch_model import TorchReference, inputs
 
 _SEED = 54
+_TOKENS = 64  # whose answers, or their gradients, are looked at together
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,12 @@ class _Sums:
 
     def add(self, x: torch.Tensor, g: torch.Tensor) -> None:
         """x [tokens, in], g [tokens, out]."""
-        squares = g.float() ** 2
-        of_token = squares.sum(dim=1)
-        self.outputs = self.outputs + squares.sum(dim=0).double()
-        self.inputs = self.inputs + (of_token @ x.float() ** 2).double()
-        self.weight += float(of_token.sum())
+        for some, gradients in zip(torch.split(x, _TOKENS), torch.split(g, _TOKENS), strict=True):
+            squares = gradients.float() ** 2
+            of_token = squares.sum(dim=1)
+            self.outputs = self.outputs + squares.sum(dim=0).double()
+            self.inputs = self.inputs + (of_token @ some.float() ** 2).double()
+            self.weight += float(of_token.sum())
 
 
 class _Tokens:
@@ -80,7 +83,7 @@ class _Tokens:
         self.parts: list[torch.Tensor] = []
 
     def add(self, x: torch.Tensor, g: torch.Tensor) -> None:
-        self.parts.append((g.float() ** 2).sum(dim=1))
+        self.parts.append(torch.cat([(some.float() ** 2).sum(dim=1) for some in torch.split(g, _TOKENS)]))
 
 
 def moments(checkpoint: Checkpoint, documents: Sequence[Document], report: Report) -> dict[str, Moments]:
@@ -128,7 +131,7 @@ def _backward(
         checkpoint_layers(model)
         kept: dict[str, Each] = {}
         for name, module in model.named_modules():
-            if isinstance(module, torch.nn.Embedding):
+            if isinstance(module, (torch.nn.Embedding, Rows)):
                 module.register_forward_hook(_start_gradients)
             elif type(module).__name__ in ("Linear", "Conv1D"):
                 source = reference.weights.source(f"{name}.weight")
@@ -137,8 +140,7 @@ def _backward(
         total = sum(len(document.tokens) for document in documents)
         with report.progress(title, total) as advance, half_precision():
             for document in documents:
-                loss = _loss(model(**inputs(stack([document], 0))), generator)
-                loss.backward()  # type: ignore[no-untyped-call]
+                _back(model(**inputs(stack([document], 0))), generator)
                 advance(len(document.tokens))
     return kept
 
@@ -183,17 +185,21 @@ def _watch(name: str, kept: _Kept) -> Any:
     return hook
 
 
-def _loss(output: Any, generator: torch.Generator) -> torch.Tensor:
-    """Of labels drawn from the model's own answer, summed; without logits, of random directions."""
-    logits: torch.Tensor | None = getattr(output, "logits", None)
-    if logits is None:
-        hidden: torch.Tensor = output.last_hidden_state
-        return (hidden * torch.randn(hidden.shape, generator=generator)).sum()
-    flat = logits.reshape(-1, logits.shape[-1]).float()
-    below = torch.softmax(flat.detach(), dim=-1).cumsum(dim=-1)
-    drawn = torch.rand(len(flat), 1, generator=generator) * below[:, -1:]
-    labels = torch.searchsorted(below, drawn)[:, 0].clamp_(max=flat.shape[-1] - 1)
-    return torch.nn.functional.cross_entropy(flat, labels, reduction="sum")
+def _back(output: Any, generator: torch.Generator) -> None:
+    """Back from the loss of labels drawn from the model's answer; without logits, of random directions."""
+    answer: torch.Tensor | None = getattr(output, "logits", None)
+    if answer is None:
+        answer = output.last_hidden_state
+        gradient = torch.randn(answer.shape, generator=generator)
+    else:
+        gradient = torch.softmax(answer.detach().float(), dim=-1)
+        flat = gradient.reshape(-1, answer.shape[-1])
+        for some in torch.split(flat, _TOKENS):  # in place: answers are large
+            below = some.cumsum(dim=-1)
+            drawn = torch.rand(len(some), 1, generator=generator) * below[:, -1:]
+            labels = torch.searchsorted(below, drawn).clamp_(max=answer.shape[-1] - 1)
+            some.scatter_add_(1, labels, torch.full(labels.shape, -1.0))
+    answer.backward(gradient.to(answer.dtype))  # type: ignore[no-untyped-call]
 
 
 def _moments(name: str, sums: _Sums, tokens: int) -> Moments:

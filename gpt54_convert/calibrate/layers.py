@@ -8,20 +8,20 @@ called alone, with other hidden states and other weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.hooks import attach_align_device_hook
 from torch import nn
 from torch.func import functional_call
 
 from gpt54_convert.core.checkpoint import Checkpoint
-from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import UnsupportedError
 from gpt54_convert.forward.batch import Batch
+from gpt54_convert.forward.tables import embeddings_by_rows, head_of
 from gpt54_convert.forward.torch_model import Weights, build, inputs
 
 Parameters = dict[str, torch.Tensor]
@@ -98,26 +98,6 @@ class _Place(nn.Module):
         return self.owner.visit(self.layer, values)
 
 
-class _Rows(nn.Module):
-    """Stands where an embedding stood, and reads only the rows that a batch asks for."""
-
-    def __init__(self, embedding: nn.Module, table: LazyTensor) -> None:
-        super().__init__()
-        self.__dict__.update(embedding=embedding, table=table)  # no submodules: hooks would load all rows
-        setattr(embedding, "padding_idx", None)  # noqa: B010 - torch would check it against the rows it gets
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["embedding"], name)
-
-    def forward(self, ids: torch.Tensor) -> Any:
-        wanted, places = torch.unique(ids, return_inverse=True)
-        rows = np.concatenate([self.table.float_rows(row, row + 1) for row in wanted.tolist()])
-        return functional_call(self.embedding, {"weight": torch.from_numpy(rows)}, (places,))
-
-
 class LayeredModel:
     """A checkpoint's model, its layers apart; `stacks` are in the order in which they run."""
 
@@ -127,22 +107,13 @@ class LayeredModel:
         self.stacks: list[list[Layer]] = [self._take_apart(name) for name in _stack_names(self.model)]
         if not self.stacks:
             raise UnsupportedError("this model has no stack of layers that could be walked through")
-        self._read_rows_only(checkpoint)
+        embeddings_by_rows(self.model, checkpoint, self.weights.source, torch.float32)
         self._mode, self._visited, self._replayed = "", [], {}  # type: ignore[var-annotated]
         self._goal: Layer | None = None
         outer = Weights(checkpoint, self.model, torch.float32, keep_bytes=1 << 28)
         attach_align_device_hook(
             self.model, execution_device=torch.device("cpu"), offload=True, weights_map=outer
         )
-
-    def _read_rows_only(self, checkpoint: Checkpoint) -> None:
-        """A vocabulary's table may be larger than all else that is held: take the rows of each batch."""
-        vocabulary = int(checkpoint.config.get("vocab_size") or 0)
-        for name, module in list(self.model.named_modules(remove_duplicate=False)):
-            if isinstance(module, nn.Embedding) and module.num_embeddings == vocabulary:
-                parent, _, own = name.rpartition(".")
-                table = checkpoint.tensors[self.weights.source(f"{name}.weight")]
-                setattr(self.model.get_submodule(parent), own, _Rows(module, table))
 
     def _take_apart(self, name: str) -> list[Layer]:
         modules = self.model.get_submodule(name)
@@ -160,9 +131,10 @@ class LayeredModel:
         return {key: self.weights[f"{layer.name}.{key}"] for key in layer.tensors}
 
     def trace(self, batch: Batch) -> None:
-        """Run the whole float model on one batch and learn how it calls its layers."""
+        """Run the float model up to its head on one batch and learn how it calls its layers."""
         self._mode, self._visited = _TRACE, []
-        self._run(batch)
+        with self._ending_at_head(), suppress(_ReachedError):
+            self._run(batch)
         order = {id(layer): place for place, layer in enumerate(self._visited)}
         self.stacks.sort(key=lambda stack: order.get(id(stack[0]), -1))
         for stack in self.stacks:
@@ -176,27 +148,33 @@ class LayeredModel:
 
     def head_input(self, batch: Batch, finals: list[torch.Tensor]) -> torch.Tensor | None:
         """What enters the head; None for a model without one."""
-        head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
-        if head is None:
+        if head_of(self.model)[1] is None:
             return None
+        self._goal, self._mode = None, _REPLAY
+        with self._ending_at_head():
+            found: torch.Tensor = self._replay(batch, finals)[0]
+            return found
+
+    @contextmanager
+    def _ending_at_head(self) -> Iterator[None]:
+        """Within, a forward pass raises _ReachedError with what enters the head instead of running it."""
 
         def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
             raise _ReachedError({0: args[0]})
 
-        self._goal, self._mode = None, _REPLAY
-        hook = head.register_forward_pre_hook(stop)
+        head = head_of(self.model)[1]
+        hooks = [] if head is None else [head.register_forward_pre_hook(stop)]
         try:
-            found: torch.Tensor = self._replay(batch, finals)[0]
-            return found
+            yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     @property
     def head(self) -> str | None:
         """The checkpoint's tensor behind the head: the embedding, where they are tied."""
-        head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
-        names = [name for name, module in self.model.named_modules() if module is head and head is not None]
-        return self.weights.source(f"{names[0]}.weight") if names else None
+        name, head = head_of(self.model)
+        return None if head is None else self.weights.source(f"{name}.weight")
 
     def _replay(self, batch: Batch, finals: list[torch.Tensor]) -> dict[Key, Any]:
         self._replayed = {

@@ -136,11 +136,12 @@ class _Solver:
         found = {}
         for name, met in seen.items():
             for grid in self._grids(name):
-                parts = [weights[name]] if name in weights else _parts(self._checkpoint.tensors[name])
-                q = _stacked([self._best(name, part, grid, met) for part in parts])
-                self._store.save(name, q)
+                tensor = self._checkpoint.tensors[name]
+                parts = [weights[name]] if name in weights else _parts(tensor)
+                solved = (self._best(name, part, grid, met) for part in parts)
+                self._store.save(name, solved, tensor.row_count)
                 if name in weights:
-                    found[name] = q.dequantize()
+                    found[name] = self._store.load(name, grid).dequantize()
         return found
 
     def _grids(self, name: str) -> list[Grid]:
@@ -173,15 +174,3 @@ def output_error(q: QTensor, weight: Floats, statistics: Statistics) -> float:
 def _parts(tensor: LazyTensor) -> Iterator[Floats]:
     for start, stop in tensor.chunks(_HEAD_BYTES):
         yield tensor.float_rows(start, stop)
-
-
-def _stacked(parts: list[QTensor]) -> QTensor:
-    """Rows below each other."""
-    if len(parts) == 1:
-        return parts[0]
-    fields = ("codes", "scale", "offset", "super_scale", "super_offset")
-    joined = (
-        None if getattr(parts[0], name) is None else np.concatenate([getattr(part, name) for part in parts])
-        for name in fields
-    )
-    return QTensor(parts[0].grid, *joined)  # type: ignore[arg-type]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +30,25 @@ class Store:
         """Whether this tensor is complete."""
         return self._path(name, grid, "codes").exists()
 
-    def save(self, name: str, q: QTensor) -> None:
-        """Keep a whole tensor.  Raises OutputError where the disk is full."""
+    def save(self, name: str, parts: Iterable[QTensor], rows: int) -> None:
+        """Keep a whole tensor of `rows` rows, given by parts below each other.
+
+        Raises OutputError where the disk is full.
+        """
+        files: dict[Path, BinaryIO] = {}  # by the name that each takes once all are whole
         try:
-            for field in _FIELDS:
-                values = getattr(q, field)
-                if values is not None:
-                    path = self._path(name, q.grid, field)
-                    partial = path.with_suffix(".part")
-                    with open(partial, "wb") as file:
-                        np.save(file, np.ascontiguousarray(values))
-                    os.replace(partial, path)
+            with ExitStack() as stack:
+                for part in parts:
+                    for field in _FIELDS:
+                        values = getattr(part, field)
+                        if values is not None:
+                            path = self._path(name, part.grid, field)
+                            if path not in files:
+                                files[path] = stack.enter_context(open(path.with_suffix(".part"), "wb"))
+                                _start(files[path], values, rows)
+                            files[path].write(np.ascontiguousarray(values).data)
+            for path in files:
+                os.replace(path.with_suffix(".part"), path)
         except OSError as error:
             raise as_output_error(error, self.folder) from error
 
@@ -59,3 +70,11 @@ class Store:
     def _path(self, name: str, grid: Grid, field: str) -> Path:
         key = hashlib.sha256(f"{name}\n{grid.name}".encode()).hexdigest()[:24]
         return self.folder / f"{key}.{field}.npy"
+
+
+def _start(file: BinaryIO, values: NDArray[np.generic], rows: int) -> None:
+    """The header of a .npy file that goes on with the rows of `values`."""
+    header = np.lib.format.header_data_from_array_1_0(values)
+    np.lib.format.write_array_header_1_0(
+        file, {**header, "shape": (rows, *values.shape[1:]), "fortran_order": False}
+    )

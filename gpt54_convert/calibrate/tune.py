@@ -206,7 +206,8 @@ def _publish(store: Store, tuned: dict[str, Read], goal: Path) -> None:
         shutil.copytree(store.folder, folder, copy_function=_link)
         new = Store(folder)
         for name, read in tuned.items():
-            new.save(name, read())
+            q = read()
+            new.save(name, [q], q.shape[0])
         os.replace(folder, goal)
     except OSError as error:
         raise as_output_error(error, goal) from error

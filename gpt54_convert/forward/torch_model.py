@@ -2,7 +2,8 @@
 
 The model code is transformers' own.  It is built without weights; accelerate's hooks then fetch each
 module's tensors when the module runs and drop them after it, so that memory is bounded by the largest
-module and not by the model.  A model that fits into `keep_bytes` is kept between batches.
+module and not by the model; of embedding and head, rows are read.  A model that fits into `keep_bytes` is
+kept between batches.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.errors import InputError, UnsupportedError
 from gpt54_convert.forward.batch import Batch, Floats
+from gpt54_convert.forward.tables import embeddings_by_rows, head_by_rows
 
 KEEP_BYTES = 1 << 30
 _SMALL = 1 << 22  # bytes of norms and biases, kept of a model that does not fit
@@ -165,6 +167,8 @@ class TorchReference:
         self.weights = weights = Weights(checkpoint, self.model, dtype, keep)
         for name, _ in self.model.named_parameters(remove_duplicate=False):
             weights.source(name)  # a missing tensor is found before anything runs
+        if not fits:
+            embeddings_by_rows(self.model, checkpoint, weights.source, dtype)
         for name, module in self.model.named_modules() if int8_inputs else ():
             if isinstance(module, (torch.nn.Linear, transformers.pytorch_utils.Conv1D)):
                 group = (int8_inputs or {}).get(weights.source(f"{name}.weight"))
@@ -173,6 +177,8 @@ class TorchReference:
         attach_align_device_hook(
             self.model, execution_device=torch.device("cpu"), offload=True, weights_map=weights
         )
+        if not fits:
+            head_by_rows(self.model, checkpoint, weights.source)
 
     def logits(self, batch: Batch) -> Floats:
         return self.forward(batch)[0]

@@ -92,11 +92,11 @@ def test_an_interrupted_walk_goes_on_and_gives_the_same_bytes(tmp_path, monkeypa
     whole = run(folder, tmp_path / "whole", ("gguf",), method="gptq", scheme="int4")
     solved, save = [], solve.Store.save
 
-    def break_off(store, name, q):
+    def break_off(store, name, *rest):
         if len(solved) == 9:  # within the second layer
             raise StoppedError
         solved.append(name)
-        save(store, name, q)
+        save(store, name, *rest)
 
     monkeypatch.setattr(solve.Store, "save", break_off)
     with pytest.raises(StoppedError):
@@ -104,7 +104,7 @@ def test_an_interrupted_walk_goes_on_and_gives_the_same_bytes(tmp_path, monkeypa
     assert [path.name for path in (tmp_path / "parts").iterdir() if not path.name.startswith(".")] == []
     again = []
     monkeypatch.setattr(
-        solve.Store, "save", lambda store, name, q: (again.append(name), save(store, name, q))
+        solve.Store, "save", lambda store, name, *rest: (again.append(name), save(store, name, *rest))
     )
     parts = run(folder, tmp_path / "parts", ("gguf",), method="gptq", scheme="int4")
     assert not set(again) & set(solved[:7]), "the first layer was solved again"

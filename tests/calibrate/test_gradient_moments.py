@@ -1,6 +1,7 @@
 """Moments of inputs and gradients: against plain autograd on transformers' own model."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from gpt54_convert.calibrate import gradients
 from gpt54_convert.calibrate.gradients import moments, token_weights
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import InputError
+from gpt54_convert.forward import tables
 from gpt54_convert.forward.batch import stack
 from gpt54_convert.forward.documents import cut
-from gpt54_convert.forward.torch_model import inputs
+from gpt54_convert.forward.torch_model import TorchReference, inputs
 
 
 def plain(model, documents):
@@ -60,8 +62,16 @@ def exact(monkeypatch):
     monkeypatch.setattr(gradients, "half_precision", nullcontext)
 
 
+@pytest.fixture(params=["whole tables", "tables by rows"])
+def tables_read(request, monkeypatch):
+    """Models as they are run where they fit into memory, and where they do not."""
+    if request.param == "tables by rows":
+        monkeypatch.setattr(tables, "_HEAD_BYTES", 2048)
+        monkeypatch.setattr(gradients, "TorchReference", partial(TorchReference, keep_bytes=0))
+
+
 @pytest.mark.parametrize("kind", ["llama", "llama-tied", "gpt2", "gpt54", "bert", "gemma3"])
-def test_equal_plain_autograd(kind, exact):
+def test_equal_plain_autograd(kind, exact, tables_read):
     model, folder = tiny.make(kind)
     checkpoint = loaders.load(folder)
     documents = cut(data.text("calibration"), checkpoint, 520, 40)[:3]

@@ -51,7 +51,8 @@ def setup(folder: Path, where: Path, target: str, choice: Calibration = CHOICE, 
     store = Store(where / "codes-x")
     for name in inner:
         tensor = checkpoint.tensors[name]
-        store.save(name, solver(method)(tensor.float_rows(0, tensor.row_count), chosen, None))
+        q = solver(method)(tensor.float_rows(0, tensor.row_count), chosen, None)
+        store.save(name, [q], tensor.row_count)
     documents = text.documents(text.read(choice), checkpoint, choice)
     batches = [text.stack(documents[i : i + 5], i) for i in range(0, len(documents) - 4, 5)]
     return checkpoint, batches, Solution(inner, store=store), store
@@ -168,7 +169,7 @@ def test_a_quantized_model_that_answers_with_no_number_is_not_tuned(tmp_path):
     checkpoint, batches, solution, store = setup(folder, tmp_path, "int4-g32")
     name = next(iter(solution.inner))
     broken = store.load(name, solution.inner[name])
-    store.save(name, replace(broken, scale=broken.scale * np.float16(np.nan)))
+    store.save(name, [replace(broken, scale=broken.scale * np.float16(np.nan))], broken.shape[0])
     heard = Heard()
     tune.tune(solution, store, checkpoint, batches, heard)
     assert "nothing was tuned" in heard.notes[0]
@@ -202,12 +203,12 @@ def test_an_interrupted_job_tunes_again_and_gives_the_same_bytes(tmp_path, monke
     whole = run(tmp_path / "whole")
     true_save, saved = Store.save, []
 
-    def break_off(store, name, q):
+    def break_off(store, name, *rest):
         if "tuned" in store.folder.name:
             saved.append(name)
             if len(saved) == 3:
                 raise StoppedError
-        true_save(store, name, q)
+        true_save(store, name, *rest)
 
     monkeypatch.setattr(solve.Store, "save", break_off)
     with pytest.raises(StoppedError):

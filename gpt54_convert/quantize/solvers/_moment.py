@@ -43,17 +43,16 @@ def damped(statistics: Statistics, part: float = DAMPING) -> Doubles:
 def inverse_factor(moment: Doubles, order: Order) -> Floats:
     """Upper triangular U with Uᵀ U the inverse of `moment` in the given order of columns.
 
-    A moment that is singular in spite of its damping is damped ten times more until it is not.
+    A moment that is singular in spite of its damping is damped ten times more until it is not.  Beside
+    the answer no second matrix is made: of 8192 columns, each takes a quarter of a gigabyte.
     Raises InputError where even that fails (the moment is not one).
     """
-    backwards = order[::-1]
     extra, mean = 0.0, float(np.diagonal(moment).mean())
     for _ in range(_TRIES):
-        turned = moment[np.ix_(backwards, backwards)]
-        np.fill_diagonal(turned, np.diagonal(turned) + extra)
+        factor = moment[np.ix_(order, order)]
+        np.fill_diagonal(factor, np.diagonal(factor) + extra)
         try:
-            factor = np.linalg.cholesky(turned)[::-1, ::-1]
-            del turned  # of 8192 columns, each of these takes a quarter of a gigabyte
+            _root(factor)
             _invert(factor)
             if np.isfinite(np.diagonal(factor)).all() and np.isfinite(factor[0]).all():
                 return np.ascontiguousarray(factor, np.float32)
@@ -61,6 +60,22 @@ def inverse_factor(moment: Doubles, order: Order) -> Floats:
             pass
         extra = 10 * extra or DAMPING * mean
     raise InputError("the moments of the activations are no moments; collect the statistics again")
+
+
+def _root(square: NDArray[np.floating]) -> None:
+    """Turn a positive definite matrix in place into upper triangular R, R Rᵀ = the matrix, from the end on.
+
+    Raises LinAlgError where it is not positive definite.
+    """
+    for stop in range(len(square), 0, -_SMALL):
+        start = max(0, stop - _SMALL)
+        panel = square[:stop, start:stop]
+        panel -= square[:stop, stop:] @ square[start:stop, stop:].T
+        corner = panel[start:]
+        corner[:] = np.linalg.cholesky(corner[::-1, ::-1])[::-1, ::-1]
+        panel[:start] = panel[:start] @ np.linalg.inv(corner).T
+        panel[start:][np.tril_indices(len(corner), -1)] = 0
+        square[stop:, start:stop] = 0
 
 
 def _invert(upper: NDArray[np.floating]) -> None:
