@@ -92,16 +92,14 @@ def test_descent_only_goes_down_and_knows_its_own_error(name):
     x, weight, target = inputs("correlated"), weights(8), grid(name)
     moment = _moment.damped(statistics(x))
     q, last = solver("rtn")(weight, target, None), np.inf
-    for _ in range(3):
-        work = _descent._Work(q, weight, moment.astype(np.float32))
-        work.scales()
-        work.codes()
-        q = work.q
+    slope = ((q.dequantize() - weight) @ moment).astype(np.float32)
+    for codes in (True, True, False):
+        q = _descent.sweep(q, slope, moment.astype(np.float32), codes)
         now = _moment.row_errors(q.dequantize() - weight, moment).sum()
         assert now <= last * (1 + 1e-6)
         last = now
-        slope = (q.dequantize() - weight).astype(np.float64) @ moment
-        np.testing.assert_allclose(work.slope, slope, atol=2e-3 * np.abs(slope).max())
+        true = (q.dequantize() - weight).astype(np.float64) @ moment
+        np.testing.assert_allclose(slope, true, atol=2e-3 * np.abs(true).max())
 
 
 DEGENERATE = {

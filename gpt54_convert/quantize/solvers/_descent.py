@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from gpt54_convert.quantize.grids import INT, SUPER
 from gpt54_convert.quantize.kernels.feedback import descend
 from gpt54_convert.quantize.qtensor import QTensor
-from gpt54_convert.quantize.solvers._feedback import scaled_of
+from gpt54_convert.quantize.solvers._feedback import cut, joined, scaled_of, unit_of
 from gpt54_convert.quantize.solvers._moment import Floats
 
-_STEP = 64
+_STEP = 64  # columns whose codes are looked at before the slopes of their stretch follow
+_STRETCH = 256  # columns done before all slopes follow, by one matrix product
 # Codes of sub-scales and sub-minima: least, greatest.
 _SUB_CODES = {
     "q2_k": (0, 15),
@@ -35,25 +36,48 @@ _HALF_MAX = 65504.0
 def refine(q: QTensor, weight: Floats, moment: NDArray[np.floating], rounds: int) -> QTensor:
     """`q` with tr(E moment Eᵀ) lowered; weight [rows, columns] is what it should be."""
     single = np.ascontiguousarray(moment, np.float32)
-    work = _Work(q, weight, single)
-    for _ in range(rounds):
-        work.scales()
-        work.codes()
-    work.scales()
-    return work.q
+    slope: Floats = np.asarray((q.dequantize() - weight) @ single, np.float32)
+    for number in range(rounds + 1):
+        q = sweep(q, slope, single, number < rounds)
+    return q
 
 
-class _Work:
-    """A tensor on its way: q, and slope [rows, columns], the error times the moment."""
+def sweep(q: QTensor, slope: Floats, moment: Floats, codes: bool) -> QTensor:
+    """Every scale and offset and, if `codes`, every code once; slope, error times moment, follows."""
+    parts = []
+    for columns in _stretches(q):
+        part = _Part(cut(q, columns), slope[:, columns], moment[columns, columns])
+        part.scales()
+        if codes:
+            part.codes()
+        _follow(slope, part.changes, moment[columns])
+        parts.append(part.q)
+    return joined(parts, q.grid)
 
-    def __init__(self, q: QTensor, weight: Floats, moment: Floats) -> None:
-        self.q, self.moment = q, moment
-        self.slope: Floats = np.asarray((q.dequantize() - weight) @ moment, np.float32)
-        columns = weight.shape[1]
-        self.group = q.grid.group or columns
+
+def _stretches(q: QTensor) -> Iterator[slice]:
+    """All columns in turn, some whole groups or superblocks at a time."""
+    columns = q.shape[1]
+    unit = unit_of(q.grid, columns)
+    size = max(unit, _STRETCH - _STRETCH % unit)
+    for start in range(0, columns, size):
+        yield slice(start, min(start + size, columns))
+
+
+class _Part:
+    """Some columns on their way: q, their slope (error times moment) and what has been added to their values.
+
+    slope, changes [rows, columns]; moment [columns, columns], what these columns have of it.
+    """
+
+    def __init__(self, q: QTensor, slope: Floats, moment: Floats) -> None:
+        self.q, self.slope = q, slope.copy(order="C")  # the caller's follows once this part is done
+        self.moment = np.ascontiguousarray(moment)
+        self.changes = np.zeros_like(self.slope)
+        self.group = q.grid.group or q.shape[1]
 
     def codes(self) -> None:
-        """Every code once, some columns at a time; the rest of the slope follows by matrix products."""
+        """Every code once, some columns at a time."""
         scaled = scaled_of(self.q)
         columns = self.slope.shape[1]
         group = np.arange(columns) // self.group
@@ -65,7 +89,7 @@ class _Work:
             square = np.ascontiguousarray(self.moment[here, here])
             descend(some, square, group[here].astype(np.int64), scaled, found, changes)
             codes[:, here] = found
-            self.slope += changes @ self.moment[here]
+            self._changed(here, changes)
         self.q = replace(self.q, codes=codes)
 
     def scales(self) -> None:
@@ -77,6 +101,10 @@ class _Work:
                 columns = slice(index * span, (index + 1) * span)
                 self._move(field, index, columns, wide)
             self.q = replace(self.q, **{field: wide.astype(stored.dtype)})
+
+    def _changed(self, columns: slice, changes: Floats) -> None:
+        self.changes[:, columns] += changes
+        _follow(self.slope, changes, self.moment[columns])
 
     def _fields(self) -> Iterator[tuple[str, int]]:
         """What can be moved, and how many columns each of its entries serves."""
@@ -102,9 +130,8 @@ class _Work:
         new = self._round(field)(values[:, index] + step)
         step = new - values[:, index]
         step[~(step * (2 * pull + step * reach) < 0)] = 0
-        moved = np.flatnonzero(step)
-        values[moved, index] += step[moved]
-        self.slope[moved] += (step[moved, None] * direction[moved]) @ self.moment[columns]
+        values[:, index] += step
+        self._changed(columns, step[:, None] * direction)
 
     def _direction(self, field: str, columns: slice) -> Floats:
         """What the values in `columns` gain when an entry of the field grows by one, [rows, columns]."""
@@ -129,6 +156,15 @@ class _Work:
             low, high = _SUB_CODES[self.q.grid.name]
             return lambda x: np.clip(np.rint(x), low, high).astype(np.float32)
         return lambda x: np.clip(x, -_HALF_MAX, _HALF_MAX).astype(np.float16).astype(np.float32)
+
+
+def _follow(slope: Floats, changes: Floats, moment: Floats) -> None:
+    """Add changes [rows, some] @ moment [some, columns] to slope [rows, columns]; often few rows change."""
+    moved = np.flatnonzero(changes.any(axis=1))
+    if len(moved) > len(slope) // 2:
+        slope += changes @ moment
+    else:
+        slope[moved] += changes[moved] @ moment
 
 
 def _cut(part: NDArray[Any] | None, groups: slice) -> NDArray[Any] | None:

@@ -13,7 +13,8 @@ from gpt54_convert.quantize.kernels.feedback import Scaled, feed
 from gpt54_convert.quantize.qtensor import QTensor
 from gpt54_convert.quantize.solvers._moment import Doubles, Floats, inverse_factor
 
-_STEP = 64  # columns rounded before the rest is corrected, by one matrix product
+_STEP = 64  # columns rounded before the others of their stretch are corrected
+_STRETCH = 512  # columns rounded before all the rest is corrected, by one matrix product
 _NO_LEVELS = np.empty(0, np.float32)
 
 
@@ -24,9 +25,10 @@ def quantize(weight: Floats, grid: Grid, moment: Doubles) -> QTensor:
     order = unit_order(np.diagonal(moment), unit)
     factor = inverse_factor(moment, order)
     left = weight[:, order]
+    fed = _Fed(left, factor)
     parts: list[QTensor] = []
     for start in range(0, columns, unit):
-        parts.append(_unit(left, start, order[start : start + unit], factor, grid))
+        parts.append(_unit(left, start, order[start : start + unit], fed, grid))
     where = order[::unit] // unit
     return joined([parts[i] for i in np.argsort(where)], grid)
 
@@ -44,13 +46,13 @@ def unit_order(diagonal: NDArray[np.floating], unit: int) -> NDArray[np.intp]:
     return (units[:, None] * unit + within[units]).reshape(-1)
 
 
-def _unit(left: Floats, start: int, columns: NDArray[np.intp], factor: Floats, grid: Grid) -> QTensor:
+def _unit(left: Floats, start: int, columns: NDArray[np.intp], fed: _Fed, grid: Grid) -> QTensor:
     """Round one unit of columns and correct all columns behind it; `left` is in the order of rounding."""
     unit = len(columns)
     natural = np.argsort(columns)  # place in the row -> place in the order
     weight = np.ascontiguousarray(left[:, start : start + unit][:, natural])
     # What a column's error costs once the columns behind it have made up for it as well as they can.
-    cost = 1 / np.square(np.diagonal(factor)[start : start + unit][natural])
+    cost = 1 / np.square(np.diagonal(fed.factor)[start : start + unit][natural])
     q = searched(weight, grid, cost.astype(np.float32))
     scaled = scaled_of(q)
     group = (np.argsort(natural) // (grid.group or unit)).astype(np.int64)
@@ -58,13 +60,33 @@ def _unit(left: Floats, start: int, columns: NDArray[np.intp], factor: Floats, g
     for first in range(start, start + unit, _STEP):
         stop = min(first + _STEP, start + unit)
         inside = slice(first - start, stop - start)
-        some = np.ascontiguousarray(left[:, first:stop])
-        found, errors = np.empty(some.shape, np.uint8), np.empty_like(some)
-        square = np.ascontiguousarray(factor[first:stop, first:stop])
-        feed(some, square, group[inside], scaled, found, errors)
-        codes[:, inside] = found
-        left[:, stop:] -= errors @ factor[first:stop, stop:]
+        codes[:, inside] = fed.round(first, stop, group[inside], scaled)
     return replace(q, codes=np.ascontiguousarray(codes[:, natural]))
+
+
+class _Fed:
+    """Rounds columns of `left` [rows, columns] one after the other and corrects those behind them.
+
+    The columns of a stretch are corrected at every step, all others once the stretch is done: the same
+    sums, in matrix products that are large enough to be fast.  A unit lies in one stretch, or is the row.
+    """
+
+    def __init__(self, left: Floats, factor: Floats) -> None:
+        self.left, self.factor = left, factor
+        self._errors = np.empty((len(left), min(_STRETCH, left.shape[1])), np.float32)
+
+    def round(self, first: int, stop: int, group: NDArray[np.int64], scaled: Scaled) -> NDArray[np.uint8]:
+        """Codes of columns [first, stop), [rows, stop - first]; group: that of each, in `scaled`."""
+        begin = first - first % _STRETCH
+        end = min(begin + _STRETCH, self.left.shape[1])
+        some = np.ascontiguousarray(self.left[:, first:stop])
+        found, errors = np.empty(some.shape, np.uint8), np.empty_like(some)
+        feed(some, np.ascontiguousarray(self.factor[first:stop, first:stop]), group, scaled, found, errors)
+        self._errors[:, first - begin : stop - begin] = errors
+        self.left[:, stop:end] -= errors @ self.factor[first:stop, stop:end]
+        if stop == end:
+            self.left[:, end:] -= self._errors[:, : end - begin] @ self.factor[begin:end, end:]
+        return found
 
 
 def searched(weight: Floats, grid: Grid, importance: Floats) -> QTensor:
@@ -94,3 +116,16 @@ def joined(parts: list[QTensor], grid: Grid) -> QTensor:
 
     names = ("codes", "scale", "offset", "super_scale", "super_offset")
     return QTensor(grid, *(join(name) for name in names))  # type: ignore[arg-type]
+
+
+def cut(q: QTensor, columns: slice) -> QTensor:
+    """Some columns of a tensor, whole units of them."""
+
+    def part(values: NDArray[np.generic] | None) -> NDArray[np.generic] | None:
+        if values is None:
+            return None
+        span = q.shape[1] // values.shape[1]
+        return np.ascontiguousarray(values[:, columns.start // span : -(-columns.stop // span)])
+
+    names = ("codes", "scale", "offset", "super_scale", "super_offset")
+    return QTensor(q.grid, *(part(getattr(q, name)) for name in names))  # type: ignore[arg-type]
