@@ -105,6 +105,7 @@ class Study:
         """Drop what waits on disk."""
         for loss in (self.judge, self._roles):
             loss.__exit__(None, None, None)
+        self.sensitivity.close()
 
 
 def _cut(text: str, checkpoint: Checkpoint, tokens: int, context: int) -> list[Document]:

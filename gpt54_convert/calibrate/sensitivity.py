@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from gpt54_convert.calibrate.gradients import Moments
 from gpt54_convert.calibrate.loss import Loss
+from gpt54_convert.calibrate.spool import Spool
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.core.views import cast
 from gpt54_convert.errors import MeasureError
-from gpt54_convert.quantize.encode import Solve, on_grid
+from gpt54_convert.quantize.encode import Solve, on_grid, same_grid
 from gpt54_convert.quantize.error import ErrorTally
 from gpt54_convert.quantize.grids import FLOAT, Grid
 from gpt54_convert.quantize.statistics import Statistics
@@ -56,6 +57,7 @@ class Sensitivity:
     importance: bool
     roles: Mapping[str, str]
     measured: dict[str, Measured] = field(default_factory=dict)
+    _spool: Spool = field(default_factory=Spool)
     _estimates: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def loss(self, name: str, grid: Grid) -> float:
@@ -100,11 +102,18 @@ class Sensitivity:
                 advance(loss.token_count)
 
     def rounded(self, assigned: Mapping[str, Grid]) -> Checkpoint:
-        """The model with some tensors on grids, all others as they are."""
+        """The model with some tensors on grids, the others as they are; it serves until the next is made."""
         tensors = dict(self.checkpoint.tensors)
+        self._spool.begin(assigned.items())
         for name, grid in assigned.items():
-            tensors[name] = self._on_grid(tensors[name], grid)
+            rounded = self._on_grid(tensors[name], grid)
+            solved = grid.kind != FLOAT and not same_grid(tensors[name].grid, grid)
+            tensors[name] = self._spool.kept(rounded, grid) if solved else rounded
         return self.checkpoint.with_tensors(tensors)
+
+    def close(self) -> None:
+        """Drop what waits on disk."""
+        self._spool.close()
 
     def _columns(self, name: str) -> int:
         return self.checkpoint.tensors[name].columns

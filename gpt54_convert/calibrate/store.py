@@ -52,6 +52,11 @@ class Store:
         except OSError as error:
             raise as_output_error(error, self.folder) from error
 
+    def drop(self, name: str, grid: Grid) -> None:
+        """Forget a tensor, if it is there."""
+        for field in reversed(_FIELDS):
+            self._path(name, grid, field).unlink(missing_ok=True)
+
     def load(self, name: str, grid: Grid) -> QTensor:
         """A whole tensor."""
         return self.rows(name, grid, 0, None)
