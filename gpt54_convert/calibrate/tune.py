@@ -35,8 +35,8 @@ _STEPS = 32  # about, in whole passes over the text, two at least
 _RATE = 1e-3  # relative change of a scale by a step
 _BETAS = (0.9, 0.95)
 _HELD_PART = 8
-_ANSWER_BYTES = 256 << 20  # of one model's answers, which bounds how many documents run together
-_KEEP_BYTES = 1 << 30  # of codes, held in memory instead of read for every product
+_ANSWER_BYTES = 128 << 20  # of one model's answers, which bounds how many documents run together
+_KEEP_BYTES = 256 << 20  # of codes, held in memory instead of read for every product
 _COARSE = 0.02  # nats from which on bfloat16's own error, below 0.001, does not matter
 _SEED = 54
 
@@ -52,7 +52,7 @@ def tune(
     """Train what a finished walk has put into `store`, and let `solution` answer from what came of it.
 
     The walk's store is left as it is; the tuned one appears beside it, whole, and is found again by the same
-    job.  Memory: the codes (up to 1 GiB of them), a float32 factor, its gradient and two moments for each
+    job.  Memory: the codes (up to 256 MiB of them), a float32 factor, its gradient and two moments for each
     stored float, one layer's activations and float weights, and the answers of both models to some documents.
     Raises MeasureError where the float model's answers are not finite, OutputError where the disk is full.
     """

@@ -37,19 +37,18 @@ def refine(q: QTensor, weight: Floats, moment: NDArray[np.floating], rounds: int
     """`q` with tr(E moment Eᵀ) lowered; weight [rows, columns] is what it should be."""
     single = np.ascontiguousarray(moment, np.float32)
     slope: Floats = np.asarray((q.dequantize() - weight) @ single, np.float32)
-    for number in range(rounds + 1):
-        q = sweep(q, slope, single, number < rounds)
+    for _ in range(rounds):
+        q = sweep(q, slope, single)
     return q
 
 
-def sweep(q: QTensor, slope: Floats, moment: Floats, codes: bool) -> QTensor:
-    """Every scale and offset and, if `codes`, every code once; slope, error times moment, follows."""
+def sweep(q: QTensor, slope: Floats, moment: Floats) -> QTensor:
+    """Every scale, offset and code once; slope [rows, columns], error times moment, follows in place."""
     parts = []
     for columns in _stretches(q):
         part = _Part(cut(q, columns), slope[:, columns], moment[columns, columns])
         part.scales()
-        if codes:
-            part.codes()
+        part.codes()
         _follow(slope, part.changes, moment[columns])
         parts.append(part.q)
     return joined(parts, q.grid)
