@@ -46,8 +46,10 @@ class _Sums:
             self.moment.addmm_(weighted.T, x)
 
     def statistics(self) -> Statistics:
+        """The means; nothing can be added any more, for moments are large and divided in place."""
+
         def mean(part: torch.Tensor | None) -> Any:
-            return None if part is None else (part / (self.weight or 1.0)).numpy()
+            return None if part is None else part.div_(self.weight or 1.0).numpy()
 
         return Statistics(mean(self.square), self.tokens, self.greatest.numpy(), mean(self.moment))
 

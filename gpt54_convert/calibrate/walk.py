@@ -41,7 +41,7 @@ class Visitor(Protocol):
         ...
 
     def solve(self, weights: Mapping[str, Floats], seen: Mapping[str, Seen]) -> Mapping[str, Floats]:
-        """New weights [out, in] for some of a layer's matrices."""
+        """New weights [out, in] for some of a layer's matrices, which are given one by one."""
         ...
 
 
@@ -95,15 +95,17 @@ class Walk:
         parameters = self.model.parameters(layer)
         names = list(layer.matrices())
         new = visitor.known(names)
-        outputs_done = False
+        outputs_done = changed = False
         if new is None:
             seen, outputs_done = self._collect(layer, stream, parameters, visitor)
-            weights = {name: _matrix(layer, parameters, name) for name in names if name in seen}
-            new = visitor.solve(weights, seen)
-        changed = _replaced(layer, parameters, new)
-        if new or not outputs_done:
+            for name in [name for name in names if name in seen]:  # one by one: a layer may be large
+                found = visitor.solve({name: _matrix(layer, parameters, name)}, {name: seen.pop(name)})
+                changed |= _replace(layer, parameters, found)
+        else:
+            changed = _replace(layer, parameters, new)
+        if changed or not outputs_done:
             for index in range(len(self._batches)):
-                stream.put(index, stream.run(layer, index, changed))
+                stream.put(index, stream.run(layer, index, parameters))
 
     def _collect(
         self, layer: Layer, stream: Stream, parameters: Parameters, visitor: Visitor
@@ -168,10 +170,10 @@ def _matrix(layer: Layer, parameters: Parameters, name: str) -> Floats:
     return np.ascontiguousarray((value.T if transposed else value).numpy())
 
 
-def _replaced(layer: Layer, parameters: Parameters, new: Mapping[str, Floats]) -> Parameters:
-    changed = dict(parameters)
+def _replace(layer: Layer, parameters: Parameters, new: Mapping[str, Floats]) -> bool:
+    """Put new matrices into the parameters; whether there are any."""
     for name, weight in new.items():
         value = torch.from_numpy(weight)
         transposed = type(layer.matrices()[name]).__name__ == "Conv1D"
-        changed[_key(layer, name)] = value.T.contiguous() if transposed else value
-    return changed
+        parameters[_key(layer, name)] = value.T.contiguous() if transposed else value
+    return bool(new)

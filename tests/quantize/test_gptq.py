@@ -61,6 +61,11 @@ def test_auto_is_the_best_of_its_ways(name):
         assert (found <= errors(q, weight, x) * 1.001).all(), way
 
 
+def damped(known):
+    """The moment that is worked with, in float64."""
+    return known.moment.astype(np.float64) + _moment.damping(known) * np.eye(len(known.moment))
+
+
 def naive_gptq(weight, scale, moment, order):
     """Column by column as in the paper, with scales fixed beforehand: int4 groups of 32."""
     left, codes = weight.astype(np.float64)[:, order], np.zeros(weight.shape, np.uint8)
@@ -79,9 +84,9 @@ def test_feedback_is_that_of_the_paper():
     """One unit of 64 columns, whose scales do not depend on feedback, beside a plain loop in float64."""
     x = inputs("correlated")[:, :64]
     weight, known = weights(16)[:, :64].copy(), statistics(x)
-    moment = _moment.damped(known)
+    moment = damped(known)
     target = grid("int4-channel")
-    found = _feedback.quantize(weight, target, moment)
+    found = _feedback.quantize(weight, target, known.moment, _moment.damping(known))
     order = _feedback.unit_order(np.diagonal(moment), 64)
     expected = naive_gptq(weight, np.repeat(found.scale, 2, axis=1), moment, order)
     assert (found.codes == expected).mean() > 0.999  # a tie may fall either way in float32
@@ -90,7 +95,7 @@ def test_feedback_is_that_of_the_paper():
 @pytest.mark.parametrize("name", GRIDS)
 def test_descent_only_goes_down_and_knows_its_own_error(name):
     x, weight, target = inputs("correlated"), weights(8), grid(name)
-    moment = _moment.damped(statistics(x))
+    moment = damped(statistics(x))
     q, last = solver("rtn")(weight, target, None), np.inf
     slope = ((q.dequantize() - weight) @ moment).astype(np.float32)
     for _ in range(3):
@@ -150,17 +155,17 @@ def test_statistics_are_demanded(method):
 
 
 def test_the_factor_is_that_of_the_inverse_in_any_order():
-    moment = _moment.damped(statistics(inputs("correlated")))
+    known = statistics(inputs("correlated"))
     order = np.random.default_rng(1).permutation(COLUMNS)
-    factor = _moment.inverse_factor(moment, order).astype(np.float64)
-    expected = np.linalg.inv(moment[np.ix_(order, order)])
+    factor = _moment.inverse_factor(known.moment, order, _moment.damping(known)).astype(np.float64)
+    expected = np.linalg.inv(damped(known)[np.ix_(order, order)])
     assert (np.tril(factor, -1) == 0).all()
     np.testing.assert_allclose(factor.T @ factor, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_a_singular_moment_is_damped_until_it_is_not():
     moment = np.ones((64, 64)) * 4
-    factor = _moment.inverse_factor(moment, np.arange(64))
+    factor = _moment.inverse_factor(moment, np.arange(64), 1e-20)
     assert np.isfinite(factor).all() and (np.diagonal(factor) > 0).all()
     with pytest.raises(InputError, match="no moments"):
-        _moment.inverse_factor(-np.eye(64), np.arange(64))
+        _moment.inverse_factor(-np.eye(64), np.arange(64), 1e-20)

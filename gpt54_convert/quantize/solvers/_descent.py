@@ -33,12 +33,11 @@ _SUB_CODES = {
 _HALF_MAX = 65504.0
 
 
-def refine(q: QTensor, weight: Floats, moment: NDArray[np.floating], rounds: int) -> QTensor:
+def refine(q: QTensor, weight: Floats, moment: Floats, rounds: int) -> QTensor:
     """`q` with tr(E moment Eᵀ) lowered; weight [rows, columns] is what it should be."""
-    single = np.ascontiguousarray(moment, np.float32)
-    slope: Floats = np.asarray((q.dequantize() - weight) @ single, np.float32)
+    slope: Floats = np.asarray((q.dequantize() - weight) @ moment, np.float32)
     for _ in range(rounds):
-        q = sweep(q, slope, single)
+        q = sweep(q, slope, moment)
     return q
 
 

@@ -11,19 +11,19 @@ from gpt54_convert.quantize.grids import SUPER, Grid
 from gpt54_convert.quantize.kernels import flat, superblock
 from gpt54_convert.quantize.kernels.feedback import Scaled, feed
 from gpt54_convert.quantize.qtensor import QTensor
-from gpt54_convert.quantize.solvers._moment import Doubles, Floats, inverse_factor
+from gpt54_convert.quantize.solvers._moment import Floats, inverse_factor
 
 _STEP = 64  # columns rounded before the others of their stretch are corrected
 _STRETCH = 512  # columns rounded before all the rest is corrected, by one matrix product
 _NO_LEVELS = np.empty(0, np.float32)
 
 
-def quantize(weight: Floats, grid: Grid, moment: Doubles) -> QTensor:
-    """Codes of `weight` [rows, columns] that make tr(E moment Eᵀ) small."""
+def quantize(weight: Floats, grid: Grid, moment: Floats, extra: float) -> QTensor:
+    """Codes of `weight` [rows, columns] that make tr(E (moment + extra I) Eᵀ) small."""
     columns = weight.shape[1]
     unit = unit_of(grid, columns)
     order = unit_order(np.diagonal(moment), unit)
-    factor = inverse_factor(moment, order)
+    factor = inverse_factor(moment, order, extra)
     left = weight[:, order]
     fed = _Fed(left, factor)
     parts: list[QTensor] = []

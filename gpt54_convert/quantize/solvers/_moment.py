@@ -20,36 +20,29 @@ _SMALL = 128
 _LARGE = 4096  # columns; beyond these float64 would take gigabytes
 
 
-def damped(statistics: Statistics, part: float = DAMPING) -> Doubles:
-    """The moment with `part` of its mean diagonal added; columns that were always 0 stand alone.
+def damping(statistics: Statistics, part: float = DAMPING) -> float:
+    """What to add to the moment's diagonal: `part` of its mean; columns that were always 0 then stand alone.
 
     Raises InternalError where no moment was collected, InputError where it is not finite.
     """
     if statistics.moment is None:
         raise InternalError("a second-order solver needs the inputs' second moments")
-    if "damped" in statistics.kept and part == DAMPING:
-        return cast(Doubles, statistics.kept["damped"])
-    moment = statistics.moment.astype(np.float64 if len(statistics.moment) <= _LARGE else np.float32)
-    diagonal = np.diagonal(moment)
-    mean = float(diagonal.mean())
+    mean = float(np.diagonal(statistics.moment).mean(dtype=np.float64))
     if not np.isfinite(mean):
         raise InputError("an activation is not finite, so nothing can be calibrated on it")
-    np.fill_diagonal(moment, diagonal + (part * mean if mean > 0 else 1.0))
-    if part == DAMPING:
-        statistics.kept["damped"] = moment
-    return cast(Doubles, moment)
+    return part * mean if mean > 0 else 1.0
 
 
-def inverse_factor(moment: Doubles, order: Order) -> Floats:
-    """Upper triangular U with Uᵀ U the inverse of `moment` in the given order of columns.
+def inverse_factor(moment: Floats, order: Order, extra: float) -> Floats:
+    """Upper triangular U with Uᵀ U the inverse of `moment` + extra I, in the given order of columns.
 
     A moment that is singular in spite of its damping is damped ten times more until it is not.  Beside
     the answer no second matrix is made: of 8192 columns, each takes a quarter of a gigabyte.
     Raises InputError where even that fails (the moment is not one).
     """
-    extra, mean = 0.0, float(np.diagonal(moment).mean())
+    dtype = np.float64 if len(moment) <= _LARGE else np.float32
     for _ in range(_TRIES):
-        factor = moment[np.ix_(order, order)]
+        factor: NDArray[np.floating] = moment[np.ix_(order, order)].astype(dtype, copy=False)
         np.fill_diagonal(factor, np.diagonal(factor) + extra)
         try:
             _root(factor)
@@ -58,7 +51,7 @@ def inverse_factor(moment: Doubles, order: Order) -> Floats:
                 return np.ascontiguousarray(factor, np.float32)
         except np.linalg.LinAlgError:
             pass
-        extra = 10 * extra or DAMPING * mean
+        extra *= 10
     raise InputError("the moments of the activations are no moments; collect the statistics again")
 
 
@@ -93,5 +86,5 @@ def _invert(upper: NDArray[np.floating]) -> None:
 
 def row_errors(error: Floats, moment: NDArray[np.floating]) -> Doubles:
     """e H eᵀ of every row e of `error`, [rows]."""
-    product = error @ moment.astype(np.float32)
+    product = error @ moment.astype(np.float32, copy=False)
     return cast(Doubles, np.einsum("ij,ij->i", product, error, dtype=np.float64))

@@ -52,9 +52,11 @@ def codes(
     # Numba takes half a second to import.
     from gpt54_convert.quantize.solvers import _descent, _feedback, _moment
 
-    moment = _moment.damped(statistics, _moment.DAMPING if damping is None else damping)
-    fed = _feedback.quantize(weight, grid, moment)
-    return _descent.refine(fed, weight, moment, _ROUNDS)
+    extra = _moment.damping(statistics, _moment.DAMPING if damping is None else damping)
+    fed = _feedback.quantize(weight, grid, statistics.moment, extra)
+    damped = statistics.moment.copy()
+    np.fill_diagonal(damped, np.diagonal(damped) + extra)
+    return _descent.refine(fed, weight, damped, _ROUNDS)
 
 
 def best_rows(candidates: list[QTensor], weight: NDArray[np.float32], moment: NDArray[np.float32]) -> QTensor:
