@@ -9,7 +9,7 @@ from gpt54_convert import archs, loaders
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.core.workspace import check_free, free_bytes
-from gpt54_convert.method import estimated_s, resolve
+from gpt54_convert.method import estimated_bytes, estimated_s, resolve
 from gpt54_convert.plan import ContainerPlan, plan
 from gpt54_convert.recipe import Quantize, Recipe
 from gpt54_convert.summary import tensor_rows, totals_of
@@ -42,7 +42,7 @@ def describe(recipe: Recipe, report: Report) -> dict[str, Any]:
         "recipe": recipe.to_dict(),
         "artifacts": [_artifact(planned) for planned in plans],
         "size_bytes": size,
-        "peak_memory_bytes": _peak(plans, recipe.export.threads),
+        "peak_memory_bytes": _peak(recipe, plans),
         "estimated_s": round(_seconds(recipe, plans, operations), 1),
         "disk_free_bytes": free,
         "disk_enough": free >= size,
@@ -90,9 +90,9 @@ def _layers(checkpoint: Checkpoint) -> int:
     return sizes.get("layers", 0) + sizes.get("encoder_layers", 0)
 
 
-def _peak(plans: list[ContainerPlan], threads: int) -> int:
-    """An estimate from above: every worker holding its largest chunk in all its forms."""
-    workers = threads or len(os.sched_getaffinity(0))
+def _peak(recipe: Recipe, plans: list[ContainerPlan]) -> int:
+    """An estimate from above: every worker holding its largest chunk in all its forms, or calibrating."""
+    workers = recipe.export.threads or len(os.sched_getaffinity(0))
     largest = max(
         4 * tensor.columns * (stop - start)
         for planned in plans
@@ -100,4 +100,7 @@ def _peak(plans: list[ContainerPlan], threads: int) -> int:
         for start, stop in list(tensor.chunks())[:1]
     )
     tracing = _TRACING_BYTES if any(planned.container == "onnx" for planned in plans) else 0
-    return _BASE_BYTES + tracing + workers * _COPIES * largest
+    writing = _BASE_BYTES + tracing + workers * _COPIES * largest
+    solves = isinstance(recipe.step, Quantize) and any(planned.solutions for planned in plans)
+    calibrating = estimated_bytes(recipe.step, plans[0].checkpoint) if solves else 0  # type: ignore[arg-type]
+    return max(writing, calibrating)

@@ -6,8 +6,10 @@ import os
 from dataclasses import replace
 from importlib.util import find_spec
 
+from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
+from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.core.words import not_installed
 from gpt54_convert.quantize.encode import needs
 from gpt54_convert.recipe import Quantize, Recipe
@@ -16,8 +18,13 @@ PLAIN, CALIBRATED = "search", "gptq"
 _PACKAGES = ("torch", "transformers", "accelerate", "tokenizers")  # what running a model takes
 _FINE_BITS = 8  # from here on scale search loses less than runtimes' own arithmetic
 # For every weight and token: a float pass there and back with its layers run twice, one that collects, one of
-# the rounded model.  The rate is that of a core with AVX-512; solving takes as long as a few hundred tokens.
-_OPERATIONS, _OPERATIONS_PER_S, _WEIGHTS_PER_S = 10.0, 8e10, 1.6e6
+# the rounded model.  The rate is that of a core with AVX-512.
+_OPERATIONS, _OPERATIONS_PER_S = 10.0, 8e10
+# Solving a weight of a row of so many columns: every error is fed to all of them.
+_SOLVING_S, _SOLVING_S_A_COLUMN = 3e-7, 4e-10
+# torch, transformers, a document's activations; beside a layer's weights the moment of its widest inputs, a
+# copy or factor, and what rows need.
+_RUNNING_BYTES, _SQUARES = 750_000_000, 3
 _WORTH_SAYING_S = 60
 
 
@@ -63,5 +70,25 @@ def estimated_s(step: Quantize, checkpoint: Checkpoint, threads: int) -> float:
         return 0.0
     cores = threads or len(os.sched_getaffinity(0))
     tokens = step.calibration_samples * step.calibration_length
-    operations = _OPERATIONS * tokens * checkpoint.parameter_count
-    return (operations / _OPERATIONS_PER_S + checkpoint.parameter_count / _WEIGHTS_PER_S) / cores
+    running = _OPERATIONS * tokens * checkpoint.parameter_count / _OPERATIONS_PER_S
+    matrices = _matrices(checkpoint)
+    solving = sum(each.size * (_SOLVING_S + _SOLVING_S_A_COLUMN * each.columns) for each in matrices)
+    return (running + solving) / cores
+
+
+def estimated_bytes(step: Quantize, checkpoint: Checkpoint) -> int:
+    """Memory that calibrating may take at its peak."""
+    if step.method is not None and needs(step.method) == "nothing":
+        return 0
+    layers: dict[int, int] = {}
+    table = archs.by_name(checkpoint.architecture) if checkpoint.architecture else None
+    for name, tensor in checkpoint.tensors.items():
+        match = table.match(name) if table else None
+        if match is not None and match.layer is not None:
+            layers[match.layer] = layers.get(match.layer, 0) + 4 * tensor.size
+    widest = max((each.columns for each in _matrices(checkpoint)), default=0)
+    return _RUNNING_BYTES + max(layers.values(), default=0) + _SQUARES * 4 * widest**2
+
+
+def _matrices(checkpoint: Checkpoint) -> list[LazyTensor]:
+    return [tensor for tensor in checkpoint.tensors.values() if len(tensor.shape) == 2]

@@ -80,3 +80,11 @@ def test_fast_is_scale_search_and_nothing_else():
     assert Quantize(fast=True, method="search").method == "search"
     with pytest.raises(UsageError, match="--fast is scale search, and --method gptq is not"):
         Quantize(fast=True, method="gptq")
+
+
+def test_calibrating_takes_the_memory_of_a_layer_and_of_its_widest_moment(llama):
+    assert method.estimated_bytes(Quantize(method="search"), llama) == 0
+    layers = [tensor for name, tensor in llama.tensors.items() if ".layers.0." in name]
+    widest = max(tensor.columns for tensor in layers if len(tensor.shape) == 2)
+    found = method.estimated_bytes(Quantize(), llama) - method._RUNNING_BYTES
+    assert found == 4 * sum(tensor.size for tensor in layers) + 3 * 4 * widest**2
