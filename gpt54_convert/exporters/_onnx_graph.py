@@ -21,7 +21,7 @@ from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import ConvertError
-from gpt54_convert.exporters import _onnx_bind, _onnx_fuse, _onnx_merge, _onnx_trace
+from gpt54_convert.exporters import _onnx_bind, _onnx_fuse, _onnx_join, _onnx_merge, _onnx_trace
 from gpt54_convert.exporters._onnx_layout import MERGED, Layout
 from gpt54_convert.exporters._onnx_store import Store
 from gpt54_convert.exporters._onnx_trace import Traced
@@ -88,6 +88,8 @@ def _drawn(
             rewrite(traced, checkpoint)
         own = {name: _own(store, name, names.data(traced.stem)) for name in views}
         bound[traced.stem] = _bound(traced, checkpoint, views, own, store, options)
+        if rewrites:
+            _onnx_join.join(bound[traced.stem].graph)
     if names.merged and "decoder_model" in bound:
         pair = bound.pop("decoder_model"), bound.pop("decoder_with_past_model")
         bound[MERGED] = _onnx_merge.merge(*pair)

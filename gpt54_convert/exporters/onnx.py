@@ -127,7 +127,9 @@ class OnnxSink:
         self.place = folder / self._layout.folder  # of graphs and weights
         homes = _onnx_layout.homes(checkpoint, self._views, self._layout)
         self._written = _onnx_layout.copies(self._views, homes)
-        self.store = _onnx_store.lay_out(list(self._written.values()), homes, options.shard_bytes)
+        neighbours = _onnx_layout.neighbours(checkpoint, self._views)
+        written = list(self._written.values())
+        self.store = _onnx_store.lay_out(written, homes, options.shard_bytes, neighbours)
         self.notes: list[str] = []
         self.draw(problem)
         plain = [replace(view, grid=None, read_codes=None) for view in stored]
