@@ -21,14 +21,14 @@ from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import ConvertError
-from gpt54_convert.exporters import _onnx_bind, _onnx_fuse, _onnx_join, _onnx_merge, _onnx_trace
+from gpt54_convert.exporters import _onnx_bind, _onnx_fuse, _onnx_join, _onnx_mask, _onnx_merge, _onnx_trace
 from gpt54_convert.exporters._onnx_layout import MERGED, Layout
 from gpt54_convert.exporters._onnx_store import Store
 from gpt54_convert.exporters._onnx_trace import Traced
 from gpt54_convert.exporters._sink import SinkOptions
 
 Rewrites = list[Callable[[Traced, Checkpoint], None]]
-REWRITES: Rewrites = [_onnx_fuse.rewrite]
+REWRITES: Rewrites = [_onnx_fuse.rewrite, _onnx_mask.rewrite]
 PRODUCER = "gpt54-convert"
 _PLAIN = Layout()
 _NO_OPTIONS = SinkOptions("", "")
