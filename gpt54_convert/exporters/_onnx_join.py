@@ -165,7 +165,9 @@ def integers(graph: ir.Graph, numbers: Sequence[int] | int) -> ir.Value:
     """An initialiser that holds them; made once."""
     name = f"integer.{numbers}" if isinstance(numbers, int) else f"integers.{'.'.join(map(str, numbers))}"
     if name not in graph.initializers:
-        tensor = ir.tensor(numbers if isinstance(numbers, int) else list(numbers), dtype=ir.DataType.INT64, name=name)
+        tensor = ir.tensor(
+            numbers if isinstance(numbers, int) else list(numbers), dtype=ir.DataType.INT64, name=name
+        )
         kind = ir.TensorType(ir.DataType.INT64)
         value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=kind, const_value=tensor)
         graph.register_initializer(value)

@@ -22,6 +22,8 @@ from gpt54_convert.quantize.grids import grid
 OPTIMUM, TRANSFORMERS_JS = "optimum", "transformers.js"
 LAYOUTS = (OPTIMUM, TRANSFORMERS_JS)
 MERGED = "decoder_model_merged"
+# A decoder's second graph, and the longest text it takes: it holds tables of rotation for so many positions.
+IN_PLACE, IN_PLACE_LONGEST = "model_in_place.onnx", 32_768
 _SUFFIXES = {2: "_q2", 4: "_q4", 8: "_quantized"}  # transformers.js calls them dtype q2, q4, q8
 
 

@@ -18,19 +18,18 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.exporters._genai_config import longest_text
 from gpt54_convert.exporters._onnx_fuse import sweep
 from gpt54_convert.exporters._onnx_trace import Traced
 
 NAME = "mask.causal"
-CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx")
-_LONGEST, _USUAL = 1 << 18, 2048  # no window is wider
+_LONGEST = 1 << 18  # no window is wider
 _IDS, _MASK, _PAST = "input_ids", "attention_mask", "past_key_values.0.key"
 
 
 def rewrite(traced: Traced, checkpoint: Checkpoint) -> None:
     """`shorten` as one of `_onnx_graph.REWRITES`."""
-    longest = next((int(checkpoint.config[key]) for key in CONTEXT if checkpoint.config.get(key)), _USUAL)
-    shorten(traced.model, min(longest, _LONGEST))
+    shorten(traced.model, min(longest_text(checkpoint.config), _LONGEST))
 
 
 def shorten(model: ir.Model, longest: int) -> int:
