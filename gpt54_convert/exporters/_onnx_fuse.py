@@ -4,8 +4,8 @@ Norms are found by onnxscript's own rules (`_onnx_norms`).  Attention is not lef
 positions for all rows.  Here the `Attention` of ONNX gets the very mask that transformers computed, as an
 additive bias, and `RotaryEmbedding` the cosines and sines of every row's own positions, so that padded rows,
 rows at different positions, relative positions and sliding windows mean what they meant before.  (ONNX
-Runtime's own `GroupQueryAttention` was no faster, and refuses several tokens after a past in more than one
-row.)  What does not look as expected stays as it is.
+Runtime's own `GroupQueryAttention` refuses several tokens after a past in more than one row; it has a graph
+of its own, `_onnx_in_place`.)  What does not look as expected stays as it is.
 
 Source: ONNX operators, opset 23: Attention, RotaryEmbedding.
 """

@@ -4,7 +4,8 @@ Where graph rewrites hook in: `REWRITES` is a list of functions `(traced, checkp
 `traced.model` (an `onnx_ir.Model`) in place.  They run on the optimised graph, while every matrix is still
 one initialiser used by plain `MatMul`, `Gemm` or `Gather`, has no value, and is named in `traced.sources`
 (initialiser -> tensor of the checkpoint, whose `grid` says whether it holds codes).  After them `_onnx_bind`
-puts ONNX Runtime's operators for codes in, and points every initialiser at its external data.
+puts ONNX Runtime's operators for codes in, and points every initialiser at its external data; `_onnx_join`
+makes one product of neighbours, and `_onnx_in_place` a decoder's second graph of the finished first one.
 
 A rewrite makes graphs faster and nothing else: the plain graphs, without any, read the same files of weights
 and take over where a rewritten one fails.

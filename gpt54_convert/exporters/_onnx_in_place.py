@@ -24,7 +24,7 @@ from gpt54_convert.exporters._onnx_fuse import sweep
 from gpt54_convert.exporters._onnx_join import integers, take_over
 from gpt54_convert.exporters._onnx_layout import IN_PLACE_LONGEST
 
-_HEAD = 16
+_HEAD = 16  # what sizes of heads must be multiples of, if the operator is to rotate them
 _POSITIONS, _MASK = "position_ids", "attention_mask"
 
 
@@ -72,24 +72,19 @@ def of(model: ir.Model, longest: int) -> ir.Model | None:
 
 
 def _fit(node: ir.Node) -> _Found | None:
-    values = list(node.inputs)
-    if len(values) != 6 or len(node.outputs) != 3 or None in values:
+    if len(node.inputs) != 6 or len(node.outputs) != 3:
         return None
-    query, key = (value.producer() for value in values[:2] if value is not None)
-    mask = values[3]
-    if mask is None or mask.name != _onnx_mask.NAME or query is None or key is None:
+    rotated, rotated_key, _, mask, past, _ = node.inputs
+    query, key = (value.producer() if value is not None else None for value in (rotated, rotated_key))
+    if query is None or key is None or mask is None or past is None:
         return None
-    if not query.op_type == key.op_type == "RotaryEmbedding":
+    tables = list(query.inputs[1:3])
+    rotation = query.op_type == key.op_type == "RotaryEmbedding" and tables == list(key.inputs[1:3])
+    size = past.shape[3] if past.shape is not None else None
+    fits = isinstance(size, int) and size % _HEAD == 0 and past.is_graph_input()
+    if mask.name != _onnx_mask.NAME or not rotation or not fits:
         return None
-    if list(query.inputs[1:]) != list(key.inputs[1:]):
-        return None
-    past = values[4]
-    if past is None or not past.is_graph_input() or past.shape is None:
-        return None
-    size = past.shape[3]
-    if not isinstance(size, int) or size % _HEAD:  # what the operator wants of heads that it rotates
-        return None
-    return _Found(node, query.inputs[0], key.inputs[0], *query.inputs[1:3])  # type: ignore[arg-type]
+    return _Found(node, query.inputs[0], key.inputs[0], *tables)  # type: ignore[arg-type]
 
 
 def _tables_alone(positions: ir.Value) -> bool:

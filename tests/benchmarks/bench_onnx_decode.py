@@ -195,6 +195,9 @@ def main() -> None:
         if not model.exists():
             work.mkdir(parents=True, exist_ok=True)
             synthetic.write(args.size, model, vocabulary=VOCABULARY)
+            config = json.loads((model / "config.json").read_text())
+            config["max_position_embeddings"] = 4096  # the tiny model that it was made from has 256
+            (model / "config.json").write_text(json.dumps(config))
         compare(args.peer, export(args.peer, model, work, args), args)
     finally:
         if args.folder is None:

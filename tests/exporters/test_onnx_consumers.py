@@ -211,7 +211,7 @@ import numpy as np, onnxruntime_genai as og
 feed = json.load(sys.stdin)
 model = og.Model(feed["folder"])
 parameters = og.GeneratorParams(model)
-parameters.set_search_options(max_length=16, min_length=16, batch_size=2)
+parameters.set_search_options(max_length=40, min_length=40, batch_size=2)
 generator = og.Generator(model, parameters)
 tokenizer = og.Tokenizer(model)
 generator.append_tokens(tokenizer.encode_batch(feed["texts"]))
