@@ -29,14 +29,30 @@ _SEARCH = {
 }
 
 
-def content(checkpoint: Checkpoint, filename: str = "model.onnx") -> dict[str, Any] | None:
-    """The file's content for the graph in `filename`; None where onnxruntime-genai cannot run it."""
+# Buffers of keys and values are as long as the longest answer that is asked for, from the first token on.
+_BUFFERED = 4096
+_CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx")
+
+
+def longest_text(config: Mapping[str, Any]) -> int:
+    """The longest text that a model was made for, in tokens."""
+    return int(next((config[key] for key in _CONTEXT if config.get(key)), 2048))
+
+
+def content(checkpoint: Checkpoint, in_place: tuple[str, int] | None = None) -> dict[str, Any] | None:
+    """The file's content; None where onnxruntime-genai cannot run the model.
+
+    in_place: the graph that writes keys and values in place, and how long a text it takes, where there is
+    one; else `model.onnx` is named.
+    """
     architecture = archs.by_name(checkpoint.architecture) if checkpoint.architecture else None
     if architecture is None or architecture.kind != "decoder":
         return None
     sizes = architecture.sizes(checkpoint.config)
     own = str(checkpoint.config.get("model_type", ""))
-    longest = next((checkpoint.config[key] for key in _CONTEXT if checkpoint.config.get(key)), 2048)
+    filename, limit = in_place or ("model.onnx", 0)
+    longest = longest_text(checkpoint.config)
+    longest = min(longest, limit) if in_place else longest
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": filename,
@@ -45,7 +61,7 @@ def content(checkpoint: Checkpoint, filename: str = "model.onnx") -> dict[str, A
         "inputs": {
             "input_ids": "input_ids",
             "attention_mask": "attention_mask",
-            "position_ids": "position_ids",
+            **({} if in_place else {"position_ids": "position_ids"}),
             "past_key_names": "past_key_values.%d.key",
             "past_value_names": "past_key_values.%d.value",
         },
@@ -70,13 +86,10 @@ def content(checkpoint: Checkpoint, filename: str = "model.onnx") -> dict[str, A
             **_search(checkpoint.generation_config or {}),
             "diversity_penalty": 0.0,
             "early_stopping": True,
-            "max_length": longest,
-            "past_present_share_buffer": False,
+            "max_length": min(longest, _BUFFERED) if in_place else longest,
+            "past_present_share_buffer": in_place is not None,
         },
     }
-
-
-_CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx")
 
 
 def _special(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import OutputError
 from gpt54_convert.exporters import _onnx_int8
+from gpt54_convert.exporters._onnx_layout import IN_PLACE
 from gpt54_convert.forward.batch import Batch, Document, stack
+from gpt54_convert.forward.onnx_in_place import InPlaceModel
 from gpt54_convert.forward.onnx_model import OnnxModel
 from gpt54_convert.forward.torch_model import TorchReference
 
@@ -47,9 +49,21 @@ def check_logits(
     with TorchReference(stored, threads=1, keep_bytes=0) as reference:
         wanted = reference.logits(batch)
     limit = HALF if half else EXACT
+    graphs = {name: graph for name, graph in graphs.items() if name != IN_PLACE}
     _compare(OnnxModel(folder, kind, 1, {n: exact(g) for n, g in graphs.items()}), batch, wanted, limit)
     if any(tensor.grid for tensor in stored.tensors.values()):
         _compare(OnnxModel(folder, kind, 1), batch, wanted, FIXED if fixed else ROUNDED)
+
+
+def check_in_place(folder: Path, graph: bytes, stored: Checkpoint, half: bool, fixed: bool = False) -> None:
+    """Compare a decoder's second graph with torch, document by document, as `check_logits` does the first."""
+    batch = _batch(stored.tensors.values(), archs.by_name(stored.architecture or ""))
+    with TorchReference(stored, threads=1, keep_bytes=0) as reference:
+        wanted = reference.logits(batch)
+    path = folder / IN_PLACE
+    _compare(InPlaceModel(path, 1, exact(graph)), batch, wanted, HALF if half else EXACT)
+    if any(tensor.grid for tensor in stored.tensors.values()):
+        _compare(InPlaceModel(path, 1), batch, wanted, FIXED if fixed else ROUNDED)
 
 
 def check_structure(folder: Path, graphs: Mapping[str, bytes]) -> None:
@@ -108,7 +122,9 @@ def _check_copies(tensors: Mapping[str, LazyTensor]) -> None:
             raise OutputError(f"tensor {name}: was not written as in its first file")
 
 
-def _compare(model: OnnxModel, batch: Batch, wanted: NDArray[np.float32], limit: float) -> None:
+def _compare(
+    model: OnnxModel | InPlaceModel, batch: Batch, wanted: NDArray[np.float32], limit: float
+) -> None:
     real = batch.mask.astype(bool)
     with model:
         for in_two in (False, True):

@@ -4,8 +4,8 @@ Norms are found by onnxscript's own rules (`_onnx_norms`).  Attention is not lef
 positions for all rows.  Here the `Attention` of ONNX gets the very mask that transformers computed, as an
 additive bias, and `RotaryEmbedding` the cosines and sines of every row's own positions, so that padded rows,
 rows at different positions, relative positions and sliding windows mean what they meant before.  (ONNX
-Runtime's own `GroupQueryAttention` was no faster, and refuses several tokens after a past in more than one
-row.)  What does not look as expected stays as it is.
+Runtime's own `GroupQueryAttention` refuses several tokens after a past in more than one row; it has a graph
+of its own, `_onnx_in_place`.)  What does not look as expected stays as it is.
 
 Source: ONNX operators, opset 23: Attention, RotaryEmbedding.
 """
@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.exporters import _onnx_norms
+from gpt54_convert.exporters._onnx_join import integers, take_over
 from gpt54_convert.exporters._onnx_trace import Traced
 
 OPSET = 23  # the first with Attention; what traced graphs use of opset 20 means the same in it
@@ -62,7 +63,7 @@ def fuse(model: ir.Model) -> int:
         joiner = _Joiner(graph)
         for attention in found:
             joiner.replace(attention)
-        _sweep(graph)
+        sweep(graph)
         graph.sort()
     return len(found)
 
@@ -89,13 +90,13 @@ class _Joiner:
         self._graph.append(node)
         output, *present = node.outputs
         if is_input:
-            _take_over(found.product, output)
+            take_over(found.product, output)
         elif found.flat.shape is not None and len(found.flat.shape) == 3:
-            _take_over(found.flat, output)
+            take_over(found.flat, output)
         else:  # flattened further
             found.flat.producer().replace_input_with(0, output)  # type: ignore[union-attr]
         for old, new in zip(found.present, present, strict=True):
-            _take_over(old, new)
+            take_over(old, new)
 
     def _sum(self, masks: tuple[ir.Value, ...]) -> ir.Value | None:
         """All that is added to the scores as one: relative positions and the mask, alike in all layers."""
@@ -130,14 +131,14 @@ class _Joiner:
             and flat.shape[2] == heads * size
         ):
             return flat
-        return self._op("Reshape", [inner, self._constant(0, 0, heads * size)])
+        return self._op("Reshape", [inner, self._integers(0, 0, heads * size)])
 
     def _half(self, table: ir.Value) -> ir.Value:
         """The first half of cosines or sines [batch, time, size]; the second repeats it."""
         name = str(table.name)
         if name not in self._tables and table.shape is not None:
-            ends = self._constant(0), self._constant(int(table.shape[2]) // 2)  # type: ignore[arg-type]
-            self._tables[name] = self._op("Slice", [table, *ends, self._constant(-1)])
+            ends = self._integers(0), self._integers(int(table.shape[2]) // 2)  # type: ignore[arg-type]
+            self._tables[name] = self._op("Slice", [table, *ends, self._integers(-1)])
         return self._tables[name]
 
     def _op(
@@ -150,22 +151,8 @@ class _Joiner:
         self._graph.append(node)
         return node.outputs[0]
 
-    def _constant(self, *values: int) -> ir.Value:
-        name = f"integers.{'.'.join(map(str, values))}"
-        if name not in self._graph.initializers:
-            tensor = ir.tensor(list(values), dtype=ir.DataType.INT64, name=name)
-            kind = ir.TensorType(ir.DataType.INT64)
-            value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=kind, const_value=tensor)
-            self._graph.register_initializer(value)
-        return self._graph.initializers[name]
-
-
-def _take_over(old: ir.Value, new: ir.Value) -> None:
-    """`new` in the place of `old`, under its name."""
-    name, new.type, new.shape = old.name, old.type, old.shape
-    old.name = f"{name}.apart"
-    new.name = name
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    def _integers(self, *values: int) -> ir.Value:
+        return integers(self._graph, values)
 
 
 def _attention(softmax: ir.Node) -> Attention | None:
@@ -296,7 +283,7 @@ def _ints(node: ir.Node | None, name: str) -> list[int]:
     return [] if node is None else list(node.attributes.get_ints(name, []))
 
 
-def _sweep(graph: ir.Graph) -> None:
+def sweep(graph: ir.Graph) -> None:
     """Remove what nothing uses any more."""
     for node in reversed(list(graph)):
         if not any(output.uses() or output.is_graph_output() for output in node.outputs):

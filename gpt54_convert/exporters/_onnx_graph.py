@@ -4,7 +4,8 @@ Where graph rewrites hook in: `REWRITES` is a list of functions `(traced, checkp
 `traced.model` (an `onnx_ir.Model`) in place.  They run on the optimised graph, while every matrix is still
 one initialiser used by plain `MatMul`, `Gemm` or `Gather`, has no value, and is named in `traced.sources`
 (initialiser -> tensor of the checkpoint, whose `grid` says whether it holds codes).  After them `_onnx_bind`
-puts ONNX Runtime's operators for codes in, and points every initialiser at its external data.
+puts ONNX Runtime's operators for codes in, and points every initialiser at its external data; `_onnx_join`
+makes one product of neighbours, and `_onnx_in_place` a decoder's second graph of the finished first one.
 
 A rewrite makes graphs faster and nothing else: the plain graphs, without any, read the same files of weights
 and take over where a rewritten one fails.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -21,14 +23,23 @@ from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import ConvertError
-from gpt54_convert.exporters import _onnx_bind, _onnx_fuse, _onnx_merge, _onnx_trace
-from gpt54_convert.exporters._onnx_layout import MERGED, Layout
+from gpt54_convert.exporters import (
+    _onnx_bind,
+    _onnx_fuse,
+    _onnx_in_place,
+    _onnx_join,
+    _onnx_mask,
+    _onnx_merge,
+    _onnx_trace,
+)
+from gpt54_convert.exporters._genai_config import longest_text
+from gpt54_convert.exporters._onnx_layout import IN_PLACE, MERGED, Layout
 from gpt54_convert.exporters._onnx_store import Store
 from gpt54_convert.exporters._onnx_trace import Traced
 from gpt54_convert.exporters._sink import SinkOptions
 
 Rewrites = list[Callable[[Traced, Checkpoint], None]]
-REWRITES: Rewrites = [_onnx_fuse.rewrite]
+REWRITES: Rewrites = [_onnx_fuse.rewrite, _onnx_mask.rewrite]
 PRODUCER = "gpt54-convert"
 _PLAIN = Layout()
 _NO_OPTIONS = SinkOptions("", "")
@@ -39,10 +50,12 @@ class Graphs:
     """The graphs of one artifact.
 
     contents: by file name.  problem: why they are plain ones although rewritten ones were wanted, or nothing.
+    in_place_problem: why the second graph of a decoder is missing although it should be there, or nothing.
     """
 
     contents: dict[str, bytes]
     problem: str = ""
+    in_place_problem: str = ""
 
 
 def files(
@@ -59,12 +72,29 @@ def files(
     traced = _onnx_trace.trace(checkpoint, dtype)
     if not plain:
         try:
-            contents = _drawn(traced, REWRITES, checkpoint, views, store, names, options)
-            return Graphs(contents)
+            bound = _drawn(traced, REWRITES, checkpoint, views, store, names, options)
+            return _with_in_place(bound, checkpoint, names)
         except Exception as error:  # of a model nobody has seen yet, a rewrite may expect anything
             problem = in_short(error)
         traced = _onnx_trace.trace(checkpoint, dtype)
-    return Graphs(_drawn(traced, [], checkpoint, views, store, names, options), problem)
+    plain_ones = _drawn(traced, [], checkpoint, views, store, names, options)
+    return Graphs(_contents(plain_ones, names), problem)
+
+
+def _with_in_place(bound: Mapping[str, ir.Model], checkpoint: Checkpoint, names: Layout) -> Graphs:
+    """The graphs, and of a decoder in optimum's layout the one that writes its past in place."""
+    extra, problem = {}, ""
+    if not names.folder and "model" in bound:
+        try:
+            made = _onnx_in_place.of(bound["model"], longest_text(checkpoint.config))
+            extra = {Path(IN_PLACE).stem: made} if made is not None else {}
+        except Exception as error:  # as above
+            problem = in_short(error)
+    return Graphs(_contents({**bound, **extra}, names), in_place_problem=problem)
+
+
+def _contents(bound: Mapping[str, ir.Model], names: Layout) -> dict[str, bytes]:
+    return {names.graph(stem): _serialised(model) for stem, model in bound.items()}
 
 
 def in_short(error: Exception) -> str:
@@ -81,17 +111,19 @@ def _drawn(
     store: Store,
     names: Layout,
     options: SinkOptions,
-) -> dict[str, bytes]:
+) -> dict[str, ir.Model]:
     bound = {}
     for traced in graphs:
         for rewrite in rewrites:
             rewrite(traced, checkpoint)
         own = {name: _own(store, name, names.data(traced.stem)) for name in views}
         bound[traced.stem] = _bound(traced, checkpoint, views, own, store, options)
+        if rewrites:
+            _onnx_join.join(bound[traced.stem].graph)
     if names.merged and "decoder_model" in bound:
         pair = bound.pop("decoder_model"), bound.pop("decoder_with_past_model")
         bound[MERGED] = _onnx_merge.merge(*pair)
-    return {names.graph(stem): _serialised(model) for stem, model in bound.items()}
+    return bound
 
 
 def _own(store: Store, name: str, file: str) -> str:

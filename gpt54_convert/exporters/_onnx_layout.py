@@ -22,6 +22,8 @@ from gpt54_convert.quantize.grids import grid
 OPTIMUM, TRANSFORMERS_JS = "optimum", "transformers.js"
 LAYOUTS = (OPTIMUM, TRANSFORMERS_JS)
 MERGED = "decoder_model_merged"
+# A decoder's second graph, and the longest text it takes: it holds tables of rotation for so many positions.
+IN_PLACE, IN_PLACE_LONGEST = "model_in_place.onnx", 32_768
 _SUFFIXES = {2: "_q2", 4: "_q4", 8: "_quantized"}  # transformers.js calls them dtype q2, q4, q8
 
 
@@ -83,6 +85,28 @@ def homes(checkpoint: Checkpoint, views: Mapping[str, LazyTensor], names: Layout
         if names.alone and role == "embed":
             found[f"{name}@{encoder}"] = encoder
     return found
+
+
+_JOINED = ("attn.q", "attn.k", "attn.v")
+
+
+def neighbours(checkpoint: Checkpoint, views: Mapping[str, LazyTensor]) -> list[tuple[str, ...]]:
+    """Query, key and value of every layer of a decoder, on one grid, and their biases: read as one matrix."""
+    architecture = archs.by_name(checkpoint.architecture or "")
+    found: dict[tuple[int | None, bool], dict[str, str]] = {}
+    for name in views if architecture.kind == "decoder" else ():
+        match = architecture.match(name)
+        if match is not None and match.weight.role in _JOINED:
+            found.setdefault((match.layer, match.is_bias), {})[match.weight.role] = name
+    groups = []
+    for (layer, _), names in found.items():
+        group = tuple(names[role] for role in _JOINED if role in names)
+        matrices = found.get((layer, False), {}).values()
+        kinds = {(views[name].grid, views[name].dtype, views[name].shape[1:]) for name in group}
+        on_grids = all(views[name].grid is not None for name in matrices)
+        if len(group) == len(_JOINED) and len(kinds) == 1 and on_grids:
+            groups.append(group)
+    return groups
 
 
 def copies(views: Mapping[str, LazyTensor], places: Iterable[str]) -> dict[str, LazyTensor]:

@@ -21,6 +21,7 @@ from gpt54_convert.packing import onnx as packing
 # granularity (64 KiB on Windows, 4 KiB elsewhere); what is small is read.
 _LARGE, _LARGE_ALIGN, _SMALL_ALIGN = 1 << 20, 1 << 16, 64
 CODES, SCALES, ZERO_POINTS, VALUES = "codes", "scales", "zero_points", "values"
+Unit = Sequence[LazyTensor]
 
 
 @dataclass(frozen=True)
@@ -53,45 +54,64 @@ class Store:
         return sum(layout.size_bytes for layout in self.layouts.values())
 
 
-def lay_out(views: Sequence[LazyTensor], homes: Mapping[str, str], shard_bytes: int | None) -> Store:
-    """The store of `views`, each in the file that `homes` names, cut after `shard_bytes`."""
+def lay_out(
+    views: Sequence[LazyTensor],
+    homes: Mapping[str, str],
+    shard_bytes: int | None,
+    neighbours: Iterable[Sequence[str]] = (),
+) -> Store:
+    """The store of `views`, each in the file that `homes` names, cut after `shard_bytes`.
+
+    neighbours: views of the same kinds of parts, which shall stand one behind the other: the codes of all of
+    them without a gap, then their scales, and so on.
+    """
     parts: dict[str, dict[str, Part]] = {}
     layouts: dict[str, Layout] = {}
+    units = _units(views, neighbours)
     for home in dict.fromkeys(homes[view.name] for view in views):
-        members = [view for view in views if homes[view.name] == home]
+        members = [unit for unit in units if homes[unit[0].name] == home]
         for number, shard in enumerate(_cut(members, shard_bytes)):
             name = f"{home}_{number}" if number else home  # the names that transformers.js looks for
             layouts[name] = _file(name, shard, parts)
-    return Store({view.name: parts[view.name] for view in views}, layouts)
+    return Store({view.name: parts[view.name] for unit in units for view in unit}, layouts)
 
 
-def _cut(views: Iterable[LazyTensor], shard_bytes: int | None) -> list[list[LazyTensor]]:
-    shards: list[list[LazyTensor]] = [[]]
+def _units(views: Sequence[LazyTensor], neighbours: Iterable[Sequence[str]]) -> list[Unit]:
+    """What is laid out together, each where its first member stands; most views are alone."""
+    by_name = {view.name: view for view in views}
+    unit_of = {name: [by_name[each] for each in names] for names in neighbours for name in names}
+    units = {id(unit): unit for unit in (unit_of.get(view.name) or [view] for view in views)}
+    return list(units.values())
+
+
+def _cut(units: Iterable[Unit], shard_bytes: int | None) -> list[list[Unit]]:
+    shards: list[list[Unit]] = [[]]
     used = 0
-    for view in views:
-        size = sum(part.size_bytes + _LARGE_ALIGN for part in _arrays(view).values())
+    for unit in units:
+        size = sum(part.size_bytes + _LARGE_ALIGN for view in unit for part in _arrays(view).values())
         if shard_bytes is not None and shards[-1] and used + size > shard_bytes:
             shards.append([])
             used = 0
-        shards[-1].append(view)
+        shards[-1].append(unit)
         used += size
     return shards
 
 
-def _file(name: str, views: Iterable[LazyTensor], parts: dict[str, dict[str, Part]]) -> Layout:
+def _file(name: str, units: Iterable[Unit], parts: dict[str, dict[str, Part]]) -> Layout:
     """Lay one file out, and enter its parts into `parts`."""
     position = 0
     offsets, row_bytes = {}, {}
-    for view in views:
-        parts[view.name] = {}
-        for kind, array in _arrays(view).items():
-            align = _LARGE_ALIGN if array.size_bytes >= _LARGE else _SMALL_ALIGN
-            position += -position % align
-            key = f"{view.name}/{kind}"
-            offsets[key] = position
-            row_bytes[key] = array.size_bytes // max(1, view.row_count)
-            parts[view.name][kind] = replace(array, file=name, offset=position)
-            position += array.size_bytes
+    for unit in units:
+        arrays = {view.name: _arrays(view) for view in unit}
+        for kind in arrays[unit[0].name]:
+            total = sum(each[kind].size_bytes for each in arrays.values())
+            position += -position % (_LARGE_ALIGN if total >= _LARGE else _SMALL_ALIGN)
+            for view in unit:
+                array, key = arrays[view.name][kind], f"{view.name}/{kind}"
+                offsets[key] = position
+                row_bytes[key] = array.size_bytes // max(1, view.row_count)
+                parts.setdefault(view.name, {})[kind] = replace(array, file=name, offset=position)
+                position += array.size_bytes
     return Layout(tuple(offsets), b"", offsets, row_bytes, position)
 
 

@@ -21,13 +21,13 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnxscript import optimizer
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.errors import ConvertError, InternalError, UnsupportedError
 from gpt54_convert.exporters import _onnx_calls as calls
+from gpt54_convert.exporters._onnx_tidy import tidy
 from gpt54_convert.forward import torch_model
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -177,7 +177,7 @@ def _to_onnx(program: Any, call: calls.Call) -> ir.Model:
     for value in model.graph.initializers.values():
         if isinstance(getattr(value.const_value, "raw", None), FakeTensor):
             value.const_value = None  # without it no pass tries to fold a weight
-    optimizer.optimize_ir(model)
+    tidy(model)
     _strip(model)
     return model
 

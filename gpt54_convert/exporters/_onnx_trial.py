@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gpt54_convert.errors import OutputError
 from gpt54_convert.exporters import _onnx_check, _onnx_read
 from gpt54_convert.exporters._onnx_graph import in_short
+from gpt54_convert.exporters._onnx_layout import IN_PLACE
 
 if TYPE_CHECKING:
     from gpt54_convert.exporters.onnx import OnnxSink
@@ -35,6 +36,7 @@ def hold(sink: OnnxSink) -> None:
         if not sink.problem:
             try:
                 _check(sink, ran)
+                _hold_in_place(sink, ran)
                 return
             except Exception as error:  # a joined operator may fail in any way
                 problem = in_short(error).replace(f"{(ran or sink).place}/", "")  # a name of a moment
@@ -66,6 +68,20 @@ def _first_layers(sink: OnnxSink) -> Iterator[OnnxSink | None]:
                 small.put(view.name, start, stop, rows or view.rows(start, stop))
         small.finish()
         yield small
+
+
+def _hold_in_place(sink: OnnxSink, ran: OnnxSink | None) -> None:
+    """Check the second graph of a decoder; where it fails, do without."""
+    if IN_PLACE not in sink.graphs or ran is None:
+        return
+    try:
+        if IN_PLACE not in ran.graphs:
+            raise OutputError("of its first layers alone it could not be made")
+        options = ran.dtype == "float16", ran.options.ranges is not None
+        _onnx_check.check_in_place(ran.place, ran.graphs[IN_PLACE], ran.read_back(), *options)
+    except Exception as error:  # as above
+        sink.drop_in_place(in_short(error).replace(f"{ran.place}/", ""))
+        sink.write_graphs()
 
 
 def _check(sink: OnnxSink, ran: OnnxSink | None) -> None:

@@ -221,7 +221,7 @@ def _how_to_load(folder: Path, checkpoint: Checkpoint, container: str, quantized
 
 
 def _how_to_load_onnx(folder: Path, kind: str) -> list[str]:
-    graphs = sorted(path.name for path in folder.glob("*.onnx"))
+    graphs = sorted(path.name for path in folder.glob("*.onnx") if path.name != "model_in_place.onnx")
     name = _ORT_CLASSES[kind]
     return [
         "In ONNX Runtime (`pip install onnxruntime`), which finds the weights beside the graph:",

@@ -25,6 +25,7 @@ from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.core.words import not_installed
 from gpt54_convert.errors import InternalError, OutputError, UnsupportedError
 from gpt54_convert.exporters import _genai_config, _hf_folder, _onnx_layout, _onnx_store
+from gpt54_convert.exporters._onnx_layout import IN_PLACE, IN_PLACE_LONGEST
 from gpt54_convert.exporters._sink import SinkOptions
 from gpt54_convert.formats.safetensors import Writer
 from gpt54_convert.packing import onnx as packing
@@ -38,6 +39,10 @@ LIBRARIES = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscri
 PLAIN = (
     "onnx: the graph with joined operators was given up ({}); the plain graph was written instead, which "
     "gives the same logits but decodes slower; please report it"
+)
+NOT_IN_PLACE = (
+    "onnx: {} was given up ({}); onnxruntime-genai runs model.onnx in its place, which gives the same logits "
+    "but decodes slower; please report it"
 )
 INSTALL = "pip install 'gpt54-convert[onnx]'"
 
@@ -127,12 +132,13 @@ class OnnxSink:
         self.place = folder / self._layout.folder  # of graphs and weights
         homes = _onnx_layout.homes(checkpoint, self._views, self._layout)
         self._written = _onnx_layout.copies(self._views, homes)
-        self.store = _onnx_store.lay_out(list(self._written.values()), homes, options.shard_bytes)
+        neighbours = _onnx_layout.neighbours(checkpoint, self._views)
+        written = list(self._written.values())
+        self.store = _onnx_store.lay_out(written, homes, options.shard_bytes, neighbours)
         self.notes: list[str] = []
-        self.draw(problem)
         plain = [replace(view, grid=None, read_codes=None) for view in stored]
         self._side = _hf_folder.side_files(checkpoint, plain)
-        self._side |= self._extra(checkpoint)
+        self.draw(problem)
         self._writers: dict[str, Writer] = {}
         self._lock = threading.Lock()
 
@@ -158,6 +164,15 @@ class OnnxSink:
         self.graphs, self.problem = graphs.contents, problem or graphs.problem
         if self.problem:
             self.notes.append(PLAIN.format(self.problem))
+        self._side |= self._extra(self._checkpoint)
+        if graphs.in_place_problem:
+            self.drop_in_place(graphs.in_place_problem)
+
+    def drop_in_place(self, problem: str) -> None:
+        """Do without the decoder's second graph, and say why."""
+        self.graphs.pop(IN_PLACE, None)
+        self.notes.append(NOT_IN_PLACE.format(IN_PLACE, problem))
+        self._side |= self._extra(self._checkpoint)
 
     def _extra(self, checkpoint: Checkpoint) -> dict[str, bytes]:
         """What the runtime that the layout is for wants to be told besides."""
@@ -166,7 +181,8 @@ class OnnxSink:
             config = json.loads(self._side["config.json"])
             config["transformers.js_config"] = {"use_external_data_format": counts}
             return {"config.json": _hf_folder.to_json(config)}
-        genai = _genai_config.content(checkpoint)
+        second = (IN_PLACE, IN_PLACE_LONGEST) if IN_PLACE in self.graphs else None
+        genai = _genai_config.content(checkpoint, second)
         return {} if genai is None else {_genai_config.FILE: _hf_folder.to_json(genai)}
 
     def views(self) -> list[LazyTensor]:
@@ -208,13 +224,15 @@ class OnnxSink:
         for writer in self._writers.values():
             writer.close()
         self.write_graphs()
-        for name, content in self._side.items():
-            _write_file(self.folder / name, content)
 
     def write_graphs(self) -> None:
-        """Write the graphs, in the place of those that are there."""
+        """Write the graphs and what names them, in the place of what is there."""
+        for path in self.place.glob("*.onnx"):
+            path.unlink()
         for name, content in self.graphs.items():
             _write_file(self.place / name, content)
+        for name, content in self._side.items():
+            _write_file(self.folder / name, content)
 
     def read_back(self) -> Checkpoint:
         """What was written, its tensors read from the files."""

@@ -59,6 +59,13 @@ class Graph:
             raise InputError(f"ONNX Runtime cannot run the graph: {error}") from error
         return dict(zip(self._outputs, found, strict=True))
 
+    def run_bound(self, binding: Any) -> None:
+        """Run on what is bound.  Raises InputError where ONNX Runtime cannot."""
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise InputError(f"ONNX Runtime cannot run the graph: {error}") from error
+
     def empty_past(self, rows: int) -> dict[str, NDArray[Any]]:
         """No keys and values yet.  Raises InputError where the graph does not say how many there are."""
         sizes = [entry.shape for name, entry in self.inputs.items() if name.startswith("past_key_values.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from gpt54_convert.errors import InputError
 from gpt54_convert.forward.batch import Floats
+from gpt54_convert.forward.onnx_in_place import FILE, InPlace
 from gpt54_convert.forward.onnx_model import Graph, find, past_of
 from gpt54_convert.sessions._folder import Words
 from gpt54_convert.verify.artifact import Subject
@@ -30,7 +32,7 @@ class OnnxSession(Words):
             self._first = Graph(find(subject.folder, "encoder_model"), threads)
             self.kind = "encoder-decoder"
         except InputError:
-            self._first = Graph(find(subject.folder, "model"), threads)
+            self._first = _lone(subject.folder, threads)
             self.kind = "decoder" if self._first.empty_past(1) else "encoder"
         if self.kind == "encoder-decoder":
             self._decoder = Graph(find(subject.folder, "decoder_model"), threads)
@@ -40,6 +42,8 @@ class OnnxSession(Words):
         tokens = np.array([ids], np.int64)
         mask = np.ones_like(tokens)
         self._read = 0
+        if isinstance(self._first, InPlace):
+            self._first.restart()
         if self.kind == "decoder":
             self._past = self._first.empty_past(1)
             return self._advance(tokens)
@@ -57,6 +61,8 @@ class OnnxSession(Words):
         return self._translate(self._with_past, token)
 
     def _advance(self, tokens: NDArray[np.int64]) -> Floats:
+        if isinstance(self._first, InPlace):
+            return np.asarray(self._first.advance(tokens)[0, -1], np.float32)
         after = self._read + tokens.shape[1]
         outputs = self._first.run(
             {
@@ -76,6 +82,12 @@ class OnnxSession(Words):
 
     def close(self) -> None:
         del self._first
+
+
+def _lone(folder: Path, threads: int) -> Graph:
+    """The graph of a model that has but one, or the one that a decoder's single row runs fastest in."""
+    path = folder / FILE
+    return InPlace(path, threads) if path.is_file() else Graph(find(folder, "model"), threads)
 
 
 def open_session(subject: Subject, threads: int) -> OnnxSession:

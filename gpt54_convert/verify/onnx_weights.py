@@ -2,13 +2,13 @@
 
 What counts is what the graphs say: initialisers by name (`NAME` for floats; `NAME.codes` or `NAME.rows`,
 `NAME.scales`, `NAME.zero_points` for codes), where their bytes stand, and the sizes that `MatMulNBits` and
-`GatherBlockQuantized` give them.
+`GatherBlockQuantized` give them.  A joint initialiser (`A+B.codes`) is taken apart by the `Split` behind it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ _TYPES = {
     onnx.TensorProto.UINT8: "uint8",
 }
 _QUANTIZED = ("MatMulNBits", "GatherBlockQuantized")
+AND = "+"  # between the names of what a joint initialiser covers
 _GRAPHS_LIMIT = 512 << 20  # bytes of one graph without its weights
 
 
@@ -44,6 +45,10 @@ class Stored:
     offset: int
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def size_bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(STORAGE[self.dtype]).itemsize
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop), each flat."""
@@ -59,15 +64,18 @@ def read(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> Checkpoint | No
     rows: the manifest's entries of tensors by name; where one says so, codes are read on its grid.
     Raises InputError for files that cannot be read.
     """
-    graphs = sorted(folder.glob("*.onnx"))
+    graphs = {path: _graph(path).graph for path in sorted(folder.glob("*.onnx"))}
+    rows_of = {name: parts for graph in graphs.values() for name, parts in _rows_of_joint(graph).items()}
     stored: dict[str, Stored] = {}
     grids: dict[str, str] = {}
-    for path in graphs:
-        model = _graph(path)
-        for entry in model.graph.initializer:
+    for path, graph in graphs.items():
+        for entry in graph.initializer:
             if entry.data_location == onnx.TensorProto.EXTERNAL and entry.data_type in _TYPES:
-                stored[entry.name] = _stored(folder, path, entry)
-        grids |= {name: found for node in model.graph.node for name, found in _grid_of(node)}
+                for name, one in _apart(entry.name, _stored(folder, path, entry), rows_of.get(entry.name)):
+                    known = stored.setdefault(name, one)
+                    if known != one and known.file == one.file:
+                        raise InputError(f"{path}: {name} lies elsewhere than another graph says")
+        grids |= {name: found for node in graph.node for name, found in _grid_of(node)}
     tensors = {}
     for name, one in stored.items():
         tensor = _tensor(name, one, stored, grids, rows)
@@ -106,6 +114,42 @@ def _stored(folder: Path, graph: Path, entry: Any) -> Stored:
     return Stored(file, offset, shape, dtype)
 
 
+def _rows_of_joint(graph: Any) -> dict[str, list[int]]:
+    """The rows of each matrix in a joint initialiser, as the Split of the product says."""
+    made = {output: node for node in graph.node for output in node.output}
+    small = {each.name: each for each in graph.initializer if each.data_location != onnx.TensorProto.EXTERNAL}
+    found: dict[str, list[int]] = {}
+    for node in graph.node:
+        product = made.get(node.input[0]) if node.op_type == "Split" else None
+        if product is None or product.op_type != "MatMulNBits" or node.input[1] not in small:
+            continue
+        rows = onnx.numpy_helper.to_array(small[node.input[1]]).tolist()
+        sources = [made[name].input[0] if name in made else name for name in product.input[1:]]
+        found |= dict.fromkeys(sources, rows)  # a bias may be cast first
+    return found
+
+
+def _apart(name: str, one: Stored, rows: list[int] | None) -> list[tuple[str, Stored]]:
+    """An initialiser and its name, or each of those that it joins."""
+    if rows is None:
+        return [(name, one)]
+    base, dot, part = name.rpartition(".")
+    if part not in ("codes", "scales", "zero_points"):
+        base, dot, part = name, "", ""
+    names = base.split(AND)
+    if len(names) != len(rows) or sum(rows) != one.shape[0]:
+        raise InputError(f"{one.file.path.parent}: {name} is split in {len(rows)} parts of {sum(rows)} rows")
+    row_bytes = one.size_bytes // one.shape[0]
+    starts = [sum(rows[:place]) for place in range(len(rows))]
+    return [
+        (
+            f"{each}{dot}{part}",
+            replace(one, offset=one.offset + start * row_bytes, shape=(count, *one.shape[1:])),
+        )
+        for each, start, count in zip(names, starts, rows, strict=True)
+    ]
+
+
 def _grid_of(node: Any) -> list[tuple[str, str]]:
     """(weight, grid) that an operator over codes names."""
     if node.op_type not in _QUANTIZED:
@@ -114,7 +158,7 @@ def _grid_of(node: Any) -> list[tuple[str, str]]:
     codes = node.input[1 if node.op_type == "MatMulNBits" else 0]
     zero_points = node.input[3] if len(node.input) > 3 else ""
     name = f"int{sizes.get('bits', 4)}-g{sizes.get('block_size', 0)}{'-asym' if zero_points else ''}"
-    return [(codes.rpartition(".")[0], name)]
+    return [(base, name) for base in codes.rpartition(".")[0].split(AND)]
 
 
 def _tensor(

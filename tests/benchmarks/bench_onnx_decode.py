@@ -84,12 +84,23 @@ RUNNERS = {
 }
 
 
-def export(python: str, model: Path, work: Path, scheme: str, threads: int) -> dict[str, Path]:
+def export(python: str, model: Path, work: Path, args: argparse.Namespace) -> dict[str, Path]:
     """Both artifacts of the model."""
     output = work / "out"
+    keep = [word for entry in args.keep for word in ("--keep", entry)]
     if not output.exists():
-        command = [sys.executable, "-m", "gpt54_convert", "quantize", str(model), "--scheme", scheme, "-q"]
-        command += ["--to", "onnx", "-o", str(output), "--threads", str(threads), "--no-verify"]
+        command = [sys.executable, "-m", "gpt54_convert", "quantize", str(model), "--scheme", args.scheme]
+        command += [
+            "-q",
+            "--to",
+            "onnx",
+            "-o",
+            str(output),
+            "--threads",
+            str(args.threads),
+            "--no-verify",
+            *keep,
+        ]
         subprocess.run(command, check=True)
     built = work / "builder"
     if not built.exists():
@@ -171,6 +182,7 @@ def main() -> None:
     )
     parser.add_argument("--size", default="0.2", choices=synthetic.SHAPES)
     parser.add_argument("--scheme", default="int4", help="ours; the builder's is int4 in groups of 32")
+    parser.add_argument("--keep", action="append", default=[], help="ROLE=GRID, as quantize has it")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--prompt", type=int, default=128)
@@ -183,7 +195,10 @@ def main() -> None:
         if not model.exists():
             work.mkdir(parents=True, exist_ok=True)
             synthetic.write(args.size, model, vocabulary=VOCABULARY)
-        compare(args.peer, export(args.peer, model, work, args.scheme, args.threads), args)
+            config = json.loads((model / "config.json").read_text())
+            config["max_position_embeddings"] = 4096  # the tiny model that it was made from has 256
+            (model / "config.json").write_text(json.dumps(config))
+        compare(args.peer, export(args.peer, model, work, args), args)
     finally:
         if args.folder is None:
             shutil.rmtree(work)

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import tiny
 from gguf import GGUFReader
-from onnx.external_data_helper import load_external_data_for_model
+from onnx_arrays import arrays
 from pump import export, quantized
 from safetensors.numpy import load_file
 from test_onnx_float import compare
@@ -22,13 +22,6 @@ from gpt54_convert.loaders import load
 from gpt54_convert.pipeline import run
 from gpt54_convert.quantize.grids import grid
 from gpt54_convert.recipe import Export, Quantize, Recipe
-
-
-def arrays(path: Path) -> dict[str, np.ndarray]:
-    """Initialisers of a graph by name, read by the onnx library."""
-    model = onnx.load(path, load_external_data=False)
-    load_external_data_for_model(model, str(path.parent))
-    return {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
 
 
 def nibbles(data: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,7 +20,9 @@ import torch
 from peers import environments
 
 from gpt54_convert.core.report import Report
+from gpt54_convert.exporters import _genai_config
 from gpt54_convert.forward.onnx_model import OnnxModel
+from gpt54_convert.loaders import load
 from gpt54_convert.pipeline import run
 from gpt54_convert.recipe import Convert, Export, Quantize, Recipe
 
@@ -166,12 +169,17 @@ print(json.dumps({"steps": steps, "generated": generated, "ids": ids, "text": to
 """
 
 
+@pytest.mark.parametrize("graph", ["model_in_place.onnx", "model.onnx"])
 @pytest.mark.parametrize("scheme", [None, "int4"])
-def test_onnxruntime_genai(scheme: str | None) -> None:
+def test_onnxruntime_genai(scheme: str | None, graph: str, tmp_path: Path) -> None:
     from tokenizers import Tokenizer
 
     python = environments.python_with("genai", environments.GENAI, borrow=False)
     folder = made("llama", scheme)
+    told = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["filename"]
+    assert told == "model_in_place.onnx"
+    if graph != told:
+        folder = alone(folder, tmp_path / "alone")
     text = "Hello wonderful world 12"
     feed = {"folder": str(folder), "tokens": TOKENS[0], "text": text}
     found = environments.ask([python], GENAI, feed)
@@ -186,6 +194,47 @@ def test_onnxruntime_genai(scheme: str | None) -> None:
     exact_steps = exact[first : first + len(steps)].numpy()
     error = np.abs(steps - exact_steps).max() / np.abs(exact_steps).max()
     assert error < (1e-4 if scheme is None else 0.5)
+
+
+def alone(folder: Path, copy: Path) -> Path:
+    """A decoder's folder as it is where there is no second graph."""
+    shutil.copytree(folder, copy)
+    (copy / "model_in_place.onnx").unlink()
+    config = _genai_config.content(load(tiny.make("llama", **KINDS["llama"])[1]))
+    (copy / "genai_config.json").write_text(json.dumps(config))
+    return copy
+
+
+GENAI_ROWS = """
+import json, sys
+import numpy as np, onnxruntime_genai as og
+feed = json.load(sys.stdin)
+model = og.Model(feed["folder"])
+parameters = og.GeneratorParams(model)
+parameters.set_search_options(max_length=40, min_length=40, batch_size=2)
+generator = og.Generator(model, parameters)
+tokenizer = og.Tokenizer(model)
+generator.append_tokens(tokenizer.encode_batch(feed["texts"]))
+while not generator.is_done():
+    generator.generate_next_token()
+print(json.dumps({"ids": [list(map(int, tokenizer.encode(text))) for text in feed["texts"]],
+                  "rows": [list(map(int, generator.get_sequence(row))) for row in (0, 1)]}))
+"""
+
+
+def test_onnxruntime_genai_pads_rows_behind() -> None:
+    """Two prompts of different lengths at once: what follows each is what follows it alone."""
+    python = environments.python_with("genai", environments.GENAI, borrow=False)
+    feed = {"folder": str(made("llama")), "texts": ["Hello wonderful world 12", "Hello"]}
+    found = environments.ask([python], GENAI_ROWS, feed)
+    model, _ = tiny.make("llama", **KINDS["llama"])
+    for ids, row in zip(found["ids"], found["rows"], strict=True):
+        new = row[max(map(len, found["ids"])) :]  # the shorter prompt is padded behind up to there
+        with torch.no_grad():
+            wanted = model.generate(
+                torch.tensor([ids]), max_new_tokens=len(new), min_new_tokens=len(new), do_sample=False
+            )
+        assert len(new) > 3 and wanted[0, len(ids) :].tolist() == new, (found, wanted)
 
 
 JAVASCRIPT = """

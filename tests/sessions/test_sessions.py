@@ -66,7 +66,7 @@ def test_a_decoder_continues_as_transformers_does(container, tmp_path):
     assert greedy(export(source, container, tmp_path), "abc def", 12) == expected(source, "abc def", 12)
 
 
-@pytest.mark.parametrize("kind", ["llama", pytest.param("gpt54", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", pytest.param("gpt54", marks=pytest.mark.slow)])
 def test_onnx_steps_give_the_logits_of_transformers(kind, tmp_path):
     model, source = tiny.make(kind)
     session = open_session(export(source, "onnx", tmp_path), 1)

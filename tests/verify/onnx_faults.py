@@ -1,7 +1,7 @@
 """Faults put into finished ONNX folders: bytes of their external data, found through the graphs themselves.
 
 Tracing a graph takes seconds, so faults of weights are written into a copy of one good folder; the offsets
-come from the onnx package alone.
+come from `onnx_arrays`.
 """
 
 from __future__ import annotations
@@ -11,22 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import onnx
+from onnx_arrays import places
 from safetensors.numpy import load_file
-
-TYPES = {1: np.float32, 2: np.uint8, 10: np.float16}
-
-
-def places(folder: Path) -> dict[str, tuple[Path, int, tuple[int, ...], type]]:
-    """Initialiser -> its file, first byte, shape and type."""
-    found = {}
-    for path in sorted(folder.glob("*.onnx")):
-        for entry in onnx.load(path, load_external_data=False).graph.initializer:
-            if entry.data_location == onnx.TensorProto.EXTERNAL:
-                where = {pair.key: pair.value for pair in entry.external_data}
-                file, offset = folder / where["location"], int(where.get("offset", 0))
-                found[entry.name] = (file, offset, tuple(entry.dims), TYPES[entry.data_type])
-    return found
 
 
 @contextmanager
