@@ -112,19 +112,21 @@ def test_as_a_naive_loop(kind: str, tmp_path: Path) -> None:
     source = made(kind)
     folder = static(source, tmp_path, "onnx")
     ranges = seen(kind, source)
-    row = np.random.default_rng(0).integers(3, 190, 12)
-    document = Document(row, row, row[:7] if kind == "gpt54" else None)
-    with OnnxModel(folder, KIND_OF[kind], 1) as model:
-        found = model.logits(stack([document], 0), in_two=False)
-        halves = model.logits(stack([document], 0))
     rounded = naive(kind, source, lambda name: by_range(*ranges[name]))
-    with torch.no_grad():
-        exact, wanted = (answer(m(**feed_of(kind, document))) for m in (model_of(kind, source), rounded))
-    size = np.square(exact).sum()
-    rounding = np.square(wanted - exact).sum() / size
-    assert 1e-7 < rounding < 0.2
-    for one in (found, halves):  # scales are the same whatever else is run: with a past too
-        assert np.square(wanted - one).sum() / size < 0.05 * rounding + 1e-9  # ties
+    errors = []
+    with OnnxModel(folder, KIND_OF[kind], 1) as model, torch.no_grad():
+        for seed in range(5):
+            row = np.random.default_rng(seed).integers(3, 190, 12)
+            document = Document(row, row, row[:7] if kind == "gpt54" else None)
+            exact, wanted = (answer(m(**feed_of(kind, document))) for m in (model_of(kind, source), rounded))
+            size = np.square(exact).sum()
+            rounding = np.square(wanted - exact).sum() / size
+            assert 1e-7 < rounding < 0.2
+            for in_two in (False, True):  # scales are the same whatever else is run: with a past too
+                found = model.logits(stack([document], 0), in_two=in_two)
+                errors.append(np.square(wanted - found).sum() / size / rounding)
+    # A tie may fall either way, by the processor, and all tokens behind it hear of that.
+    assert np.median(errors) < 1e-4 and max(errors) < 0.5
     graphs = [onnx.load(path, load_external_data=False).graph for path in folder.glob("*.onnx")]
     kinds = {node.op_type for graph in graphs for node in graph.node}
     assert "QuantizeLinear" in kinds and not kinds & {"DynamicQuantizeLinear", "MatMulNBits"}
