@@ -34,9 +34,12 @@ def tokenizer(checkpoint: Checkpoint) -> Any:
             "model's own beside it"
         )
     try:
-        return tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+        found = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
     except Exception as error:  # the library raises plain Exception
         raise InputError(f"tokenizer.json cannot be read: {error}") from error
+    found.no_truncation()  # sentence encoders' files cut every text to 128 tokens, or fill it up to them
+    found.no_padding()
+    return found
 
 
 def cut(text: str, checkpoint: Checkpoint, tokens: int, context: int) -> list[Document]:

@@ -1,5 +1,7 @@
 """The layer walk beside transformers: what enters every matrix, with float and with changed weights."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -238,3 +240,23 @@ def test_documents_are_of_one_length_and_drawn_by_the_seed(name):
     assert not all(np.array_equal(a.tokens, b.tokens) for a, b in zip(found, other, strict=True))
     short = text.documents("a", checkpoint, CHOICE)
     assert len(short) == 1 and len(short[0].tokens) >= 1
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_a_tokenizer_that_truncates_and_pads_gives_the_same_documents(name):
+    """As those of sentence encoders do."""
+    checkpoint = loaders.load(tiny.make(name)[1])
+    content = json.loads(checkpoint.tokenizer["tokenizer.json"])
+    content["truncation"] = {
+        "direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0
+    }  # fmt: skip
+    content["padding"] = {
+        "strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]",
+    }  # fmt: skip
+    files = {**checkpoint.tokenizer, "tokenizer.json": json.dumps(content).encode()}
+    found, wanted = (
+        text.documents(text.read(CHOICE), each, CHOICE)
+        for each in (replace(checkpoint, tokenizer=files), checkpoint)
+    )
+    assert [document.tokens.tolist() for document in found] == [each.tokens.tolist() for each in wanted]
