@@ -15,7 +15,7 @@ from gpt54_convert.errors import InputError, MeasureError, UnsupportedError
 from gpt54_convert.forward.batch import Batch, Document, stack
 from gpt54_convert.forward.documents import cut
 from gpt54_convert.verify import documents as docs
-from gpt54_convert.verify import gates, metrics, runners, stages
+from gpt54_convert.verify import gates, metrics, runners, second, stages
 from gpt54_convert.verify.artifact import Subject, grids_of, is_superblock, kind_of
 from gpt54_convert.verify.judge import SPLIT_TOKENS, Bench, Judge, size_and_quality
 from gpt54_convert.verify.options import VerifyOptions
@@ -61,9 +61,15 @@ def measure(
         runner: Runner = module.open_runner(subject.path, source, longest, options.threads)
         stack.enter_context(runner)
         try:
-            return _judged(result, source, documents, runner, lineup, wanted, options, report)
+            judged = _judged(result, source, documents, runner, lineup, wanted, options, report)
         except MeasureError as error:
             return replace(result, checks=[*result.checks, Check("outputs", "runtime", UNKNOWN, str(error))])
+        # The quick level is for what was written just now, when both were checked beside torch.
+        first = None if options.quick else second.answers(module, subject.path, documents, runner)
+    if first is None:
+        return judged
+    found = second.check(module, subject.path, first, options.threads)
+    return replace(judged, checks=[*judged.checks, found])
 
 
 def _judged(

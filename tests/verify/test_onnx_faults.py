@@ -3,6 +3,7 @@
 import shutil
 
 import faults
+import onnx
 import onnx_faults
 import pytest
 import tiny
@@ -53,6 +54,9 @@ def test_a_clean_folder_passes(variant, good):
     assert verdict.exit_code == 0, verdict.failures
     assert {check.kind for check in verdict.checks} == {"files", "config", "tokenizer", "tensors", "outputs"}
     assert set(verdict.split) == {"conversion", "quantization", "runtime", "total"}
+    names = {check.name for check in verdict.checks}
+    assert ("model_in_place.onnx" in names) == (artifact / "model_in_place.onnx").exists()
+    assert variant != "llama-bias" or "model_in_place.onnx" in names
 
 
 @pytest.mark.parametrize("name", faults.SOURCE)
@@ -111,3 +115,25 @@ def test_a_graph_that_is_none_is_refused(good, tmp_path):
     (artifact / "model.onnx").write_bytes(b"\x00" * 500)
     with pytest.raises(InputError):
         verify(artifact, model, OPTIONS)
+
+
+def _scale(node):
+    next(entry for entry in node.attribute if entry.name == "scale").f *= 0.5
+
+
+def _other_heads(node):
+    next(entry for entry in node.attribute if entry.name == "kv_num_heads").i *= 2
+
+
+@pytest.mark.parametrize("change", [_scale, _other_heads])
+def test_a_fault_in_the_second_graph_alone_fails(change, good, tmp_path):
+    model, clean = good("llama-bias")
+    artifact = shutil.copytree(clean, tmp_path / "out")
+    (artifact / "manifest.json").unlink()
+    path = artifact / "model_in_place.onnx"
+    graph = onnx.load(path, load_external_data=False)
+    change(next(node for node in graph.graph.node if node.op_type == "GroupQueryAttention"))
+    path.write_bytes(graph.SerializeToString())
+    verdict = verify(artifact, model, OPTIONS)
+    assert verdict.exit_code == 3
+    assert [check.name for check in verdict.failures] == ["model_in_place.onnx"]

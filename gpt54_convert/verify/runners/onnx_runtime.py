@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.forward.onnx_in_place import FILE, InPlaceModel
 from gpt54_convert.forward.onnx_model import OnnxModel
 
 CONTAINERS = ("onnx",)
@@ -18,3 +19,14 @@ def open_runner(path: Path, source: Checkpoint, context: int, threads: int) -> O
     del context
     kind = archs.by_name(source.architecture).kind if source.architecture else "decoder"
     return OnnxModel(path, kind, threads)
+
+
+def second(path: Path) -> Path | None:
+    """The graph of a decoder that onnxruntime-genai opens, where there is one."""
+    found = path / FILE
+    return found if found.is_file() else None
+
+
+def open_second(path: Path, threads: int) -> InPlaceModel:
+    """That graph.  Raises InputError where ONNX Runtime cannot load it."""
+    return InPlaceModel(path, threads)
