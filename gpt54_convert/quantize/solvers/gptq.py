@@ -23,7 +23,7 @@ from gpt54_convert.quantize.statistics import Statistics
 
 DESCRIPTION = "rounding errors fed back into the columns that can make up for them, then descent"
 NEEDS = "moments"
-_ROUNDS = 2  # lower the objective by 5 % and 1.5 %; a third would by 0.7 %
+_ROUNDS = 3  # lower the objective by 5, 1.5 and 0.7 %; the third one shows in the KL of SmolLM2
 
 
 def solve(weight: NDArray[np.float32], grid: Grid, statistics: Statistics | None = None) -> QTensor:
