@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,5 +68,5 @@ class _Looker:
         return None
 
     def solve(self, weights: Mapping[str, Floats], seen: Mapping[str, Seen]) -> Mapping[str, Floats]:
-        self.found |= {name: replace(met.fit, kept={}) for name, met in seen.items()}
+        self.found |= {name: met.fit for name, met in seen.items()}
         return {}

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from gpt54_convert.core.workspace import as_output_error
 from gpt54_convert.quantize.grids import Grid
-from gpt54_convert.quantize.qtensor import QTensor
+from gpt54_convert.quantize.qtensor import FIELDS, QTensor
 
-_FIELDS = ("scale", "offset", "super_scale", "super_offset", "codes")  # the last one completes a tensor
+_FIELDS = (*FIELDS[1:], FIELDS[0])  # codes come last and complete a tensor
 
 
 class Store:
@@ -70,7 +70,7 @@ class Store:
                 return None
             return np.array(np.load(path, mmap_mode="r")[start:stop])
 
-        return QTensor(grid, *(read(field) for field in ("codes", *_FIELDS[:-1])))  # type: ignore[arg-type]
+        return QTensor(grid, *(read(field) for field in FIELDS))  # type: ignore[arg-type]
 
     def _path(self, name: str, grid: Grid, field: str) -> Path:
         key = hashlib.sha256(f"{name}\n{grid.name}".encode()).hexdigest()[:24]

@@ -14,7 +14,9 @@ from itertools import pairwise
 
 import onnx_ir as ir
 
-KIND, AND = "MatMulNBits", "+"
+from gpt54_convert.packing.onnx import AND
+
+KIND = "MatMulNBits"
 _BIAS = 5  # which input of MatMulNBits it is
 Nodes = Sequence[ir.Node]
 

@@ -16,6 +16,7 @@ from typing import Any
 from gpt54_convert import __version__, archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.errors import OutputError
+from gpt54_convert.exporters._onnx_layout import IN_PLACE
 from gpt54_convert.exporters._sink import SinkOptions
 from gpt54_convert.quantize.grids import FLOAT, grid
 
@@ -221,7 +222,7 @@ def _how_to_load(folder: Path, checkpoint: Checkpoint, container: str, quantized
 
 
 def _how_to_load_onnx(folder: Path, kind: str) -> list[str]:
-    graphs = sorted(path.name for path in folder.glob("*.onnx") if path.name != "model_in_place.onnx")
+    graphs = sorted(path.name for path in folder.glob("*.onnx") if path.name != IN_PLACE)
     name = _ORT_CLASSES[kind]
     return [
         "In ONNX Runtime (`pip install onnxruntime`), which finds the weights beside the graph:",

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from gpt54_convert.forward.batch import Batch, Floats
 from gpt54_convert.forward.onnx_model import Graph
 
-FILE = "model_in_place.onnx"
 _SHORTEST = 256
 
 

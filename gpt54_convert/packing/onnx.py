@@ -19,6 +19,7 @@ from gpt54_convert.quantize.qtensor import QTensor
 BITS = (2, 4, 8)
 
 Bytes = NDArray[np.uint8]
+AND = "+"  # between the names of matrices that one initialiser covers
 
 
 def pack(q: QTensor) -> dict[str, NDArray[Any]]:

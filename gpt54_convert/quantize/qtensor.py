@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ IQ4_LEVELS = np.array(
 )
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=np.float32)
 E2M1_LEVELS = np.concatenate([_E2M1, 0 - _E2M1])  # code 8 is +0, as ggml reads it
+FIELDS = ("codes", "scale", "offset", "super_scale", "super_offset")  # of a QTensor: its arrays
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,12 @@ class QTensor:
 
     def take_rows(self, rows: NDArray[np.intp] | slice) -> QTensor:
         """Some rows, in the order given; groups never span rows, so nothing is recomputed."""
-        parts = (self.codes, self.scale, self.offset, self.super_scale, self.super_offset)
-        return QTensor(self.grid, *(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]
+        return self.each(lambda part: part[rows])
+
+    def each(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> QTensor:
+        """Every stored array changed alike."""
+        parts = (getattr(self, name) for name in FIELDS)
+        return QTensor(self.grid, *(None if part is None else change(part) for part in parts))  # type: ignore[arg-type]
 
     def levels(self) -> NDArray[np.float32] | None:
         """The values of codes before scaling, where they are not evenly spaced."""

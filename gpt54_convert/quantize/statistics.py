@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +19,12 @@ class Statistics:
     mean_square: the mean of x², [in]; llama.cpp's importance matrix.
     greatest: the greatest |x|, [in], or None where it was not collected.
     moment: the mean of x xᵀ, [in, in] (half the Hessian of the output error), or None.
-    kept: what solvers derive from these and want again for the next matrix with the same inputs.
     """
 
     mean_square: Floats
     tokens: int
     greatest: Floats | None = None
     moment: Floats | None = None
-    kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def check(self, columns: int) -> None:
         """Raise InternalError for other columns than the matrix has, InputError for what is not finite."""

@@ -10,8 +10,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from gpt54_convert.errors import InputError
+from gpt54_convert.exporters._onnx_layout import IN_PLACE
 from gpt54_convert.forward.batch import Floats
-from gpt54_convert.forward.onnx_in_place import FILE, InPlace
+from gpt54_convert.forward.onnx_in_place import InPlace
 from gpt54_convert.forward.onnx_model import Graph, find, past_of
 from gpt54_convert.sessions._folder import Words
 from gpt54_convert.verify.artifact import Subject
@@ -86,7 +87,7 @@ class OnnxSession(Words):
 
 def _lone(folder: Path, threads: int) -> Graph:
     """The graph of a model that has but one, or the one that a decoder's single row runs fastest in."""
-    path = folder / FILE
+    path = folder / IN_PLACE
     return InPlace(path, threads) if path.is_file() else Graph(find(folder, "model"), threads)
 
 

@@ -33,7 +33,6 @@ _TYPES = {
     onnx.TensorProto.UINT8: "uint8",
 }
 _QUANTIZED = ("MatMulNBits", "GatherBlockQuantized")
-AND = "+"  # between the names of what a joint initialiser covers
 _GRAPHS_LIMIT = 512 << 20  # bytes of one graph without its weights
 
 
@@ -136,7 +135,7 @@ def _apart(name: str, one: Stored, rows: list[int] | None) -> list[tuple[str, St
     base, dot, part = name.rpartition(".")
     if part not in ("codes", "scales", "zero_points"):
         base, dot, part = name, "", ""
-    names = base.split(AND)
+    names = base.split(packing.AND)
     if len(names) != len(rows) or sum(rows) != one.shape[0]:
         raise InputError(f"{one.file.path.parent}: {name} is split in {len(rows)} parts of {sum(rows)} rows")
     row_bytes = one.size_bytes // one.shape[0]
@@ -158,7 +157,7 @@ def _grid_of(node: Any) -> list[tuple[str, str]]:
     codes = node.input[1 if node.op_type == "MatMulNBits" else 0]
     zero_points = node.input[3] if len(node.input) > 3 else ""
     name = f"int{sizes.get('bits', 4)}-g{sizes.get('block_size', 0)}{'-asym' if zero_points else ''}"
-    return [(base, name) for base in codes.rpartition(".")[0].split(AND)]
+    return [(base, name) for base in codes.rpartition(".")[0].split(packing.AND)]
 
 
 def _tensor(

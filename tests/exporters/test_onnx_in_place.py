@@ -19,8 +19,9 @@ from test_onnx_refusals import job
 
 from gpt54_convert.exporters import _onnx_graph, _onnx_in_place, _onnx_trial
 from gpt54_convert.exporters import onnx as exporter
+from gpt54_convert.exporters._onnx_layout import IN_PLACE as FILE
 from gpt54_convert.forward import onnx_in_place
-from gpt54_convert.forward.onnx_in_place import FILE, InPlace
+from gpt54_convert.forward.onnx_in_place import InPlace
 from gpt54_convert.loaders import load
 from gpt54_convert.recipe import Convert, Quantize
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from gpt54_convert.quantize.grids import SUPER, Grid
 from gpt54_convert.quantize.kernels import flat, superblock
 from gpt54_convert.quantize.kernels.feedback import Scaled, feed
-from gpt54_convert.quantize.qtensor import QTensor
+from gpt54_convert.quantize.qtensor import FIELDS, QTensor
 from gpt54_convert.quantize.solvers._moment import Floats, inverse_factor
 
 _STEP = 64  # columns rounded before the others of their stretch are corrected
@@ -114,18 +115,14 @@ def joined(parts: list[QTensor], grid: Grid) -> QTensor:
         found = [getattr(part, name) for part in parts]
         return None if found[0] is None else np.concatenate(found, axis=1)
 
-    names = ("codes", "scale", "offset", "super_scale", "super_offset")
-    return QTensor(grid, *(join(name) for name in names))  # type: ignore[arg-type]
+    return QTensor(grid, *(join(name) for name in FIELDS))  # type: ignore[arg-type]
 
 
 def cut(q: QTensor, columns: slice) -> QTensor:
     """Some columns of a tensor, whole units of them."""
 
-    def part(values: NDArray[np.generic] | None) -> NDArray[np.generic] | None:
-        if values is None:
-            return None
+    def part(values: NDArray[Any]) -> NDArray[Any]:
         span = q.shape[1] // values.shape[1]
         return np.ascontiguousarray(values[:, columns.start // span : -(-columns.stop // span)])
 
-    names = ("codes", "scale", "offset", "super_scale", "super_offset")
-    return QTensor(q.grid, *(part(getattr(q, name)) for name in names))  # type: ignore[arg-type]
+    return q.each(part)

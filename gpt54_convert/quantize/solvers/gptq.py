@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gpt54_convert.errors import InternalError
 from gpt54_convert.quantize.finite import refuse
 from gpt54_convert.quantize.grids import Grid
-from gpt54_convert.quantize.qtensor import QTensor
+from gpt54_convert.quantize.qtensor import FIELDS, QTensor
 from gpt54_convert.quantize.solvers import rtn, search
 from gpt54_convert.quantize.solvers._check import check
 from gpt54_convert.quantize.statistics import Statistics
@@ -75,8 +75,7 @@ def best_rows(candidates: list[QTensor], weight: NDArray[np.float32], moment: ND
 
 def _merged(one: QTensor, other: QTensor, rows: NDArray[np.bool_]) -> QTensor:
     """`one`, with `rows` taken from `other`."""
-    fields = ("codes", "scale", "offset", "super_scale", "super_offset")
-    parts = {name: (getattr(one, name), getattr(other, name)) for name in fields}
+    parts = {name: (getattr(one, name), getattr(other, name)) for name in FIELDS}
     return replace(
         one,
         **{name: np.where(rows[:, None], b, a) for name, (a, b) in parts.items() if a is not None},

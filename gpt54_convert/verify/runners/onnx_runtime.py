@@ -6,7 +6,8 @@ from pathlib import Path
 
 from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
-from gpt54_convert.forward.onnx_in_place import FILE, InPlaceModel
+from gpt54_convert.exporters._onnx_layout import IN_PLACE
+from gpt54_convert.forward.onnx_in_place import InPlaceModel
 from gpt54_convert.forward.onnx_model import OnnxModel
 
 CONTAINERS = ("onnx",)
@@ -23,7 +24,7 @@ def open_runner(path: Path, source: Checkpoint, context: int, threads: int) -> O
 
 def second(path: Path) -> Path | None:
     """The graph of a decoder that onnxruntime-genai opens, where there is one."""
-    found = path / FILE
+    found = path / IN_PLACE
     return found if found.is_file() else None
 
 
