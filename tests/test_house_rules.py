@@ -46,11 +46,12 @@ HEAVY = {
 RUNTIMES = {
     "exporters._onnx_bind": {"onnx_ir"},
     "exporters._onnx_calls": {"torch", "transformers"},
+    "exporters._onnx_exact": {"onnx"},
     "exporters._onnx_fuse": {"onnx_ir"},
     "exporters._onnx_check": {"onnx"},
     "exporters._onnx_graph": {"onnx_ir"},
     "exporters._onnx_in_place": {"onnx_ir"},
-    "exporters._onnx_int8": {"onnx", "onnx_ir"},
+    "exporters._onnx_int8": {"onnx_ir"},
     "exporters._onnx_join": {"onnx_ir"},
     "exporters._onnx_mask": {"onnx_ir", "onnxruntime"},
     "exporters._onnx_merge": {"onnx_ir"},

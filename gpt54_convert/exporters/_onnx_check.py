@@ -19,7 +19,7 @@ from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.tensor import LazyTensor
 from gpt54_convert.errors import OutputError
-from gpt54_convert.exporters import _onnx_int8
+from gpt54_convert.exporters._onnx_exact import exact
 from gpt54_convert.exporters._onnx_layout import IN_PLACE
 from gpt54_convert.forward.batch import Batch, Document, stack
 from gpt54_convert.forward.onnx_in_place import InPlaceModel
@@ -92,24 +92,6 @@ def _demand_known(name: str, used: Iterable[str], known: set[str]) -> None:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def exact(graph: bytes) -> bytes:
-    """The graph with every product of codes computed in full precision."""
-    model = onnx.ModelProto.FromString(graph)
-    _make_exact(model.graph)
-    content: bytes = model.SerializeToString()
-    return content
-
-
-def _make_exact(graph: onnx.GraphProto) -> None:
-    _onnx_int8.make_exact(graph)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = 0
-            elif attribute.HasField("g"):  # a branch
-                _make_exact(attribute.g)
 
 
 def _check_copies(tensors: Mapping[str, LazyTensor]) -> None:

@@ -14,11 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-from onnx import helper
 
-FLOAT = int(ir.DataType.FLOAT)
+_FLOAT = int(ir.DataType.FLOAT)
 _MIDDLE = "middle.uint8.128"
 
 
@@ -36,7 +34,7 @@ def multiply(graph: ir.Graph, node: ir.Node, codes: ir.Value, scales: ir.Value, 
     middle = builder.constant(_MIDDLE, np.array(128, np.uint8))
     product = builder.add("MatMulInteger", [rounded, matrix, middle, middle])
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    sums = builder.add("Mul", [builder.add("Cast", [product], {"to": FLOAT}), scale])
+    sums = builder.add("Mul", [builder.add("Cast", [product], {"to": _FLOAT}), scale])
     if bias is None:
         builder.finish("Mul", [sums, step])
     else:
@@ -151,36 +149,3 @@ class _Builder:
         made.name = name
         old.replace_all_uses_with(made, replace_graph_outputs=True)
         self._graph.remove(self._node, safe=True)
-
-
-def make_exact(graph: onnx.GraphProto) -> None:
-    """The same products without rounding what enters them, in place: to tell rounding from mistakes."""
-    nodes: list[onnx.NodeProto] = []
-    codes_of_inputs = {node.output[0] for node in graph.node if node.op_type == "QuantizeLinear"}
-    for node in graph.node:
-        if node.op_type == "QuantizeLinear" or (
-            node.op_type == "DequantizeLinear" and node.input[0] in codes_of_inputs
-        ):
-            nodes.append(helper.make_node("Identity", [node.input[0]], [node.output[0]]))
-        elif node.op_type == "DequantizeLinear":  # as it is, ONNX Runtime would make it MatMulNBits
-            (weights,) = node.output
-            nodes += _less_middle(node.input[0], node.input[2], f"{weights}/matrix")
-            nodes.append(helper.make_node("Mul", [f"{weights}/matrix", node.input[1]], [weights]))
-        elif node.op_type == "MatMulInteger":
-            (product,) = node.output
-            nodes += _less_middle(node.input[1], node.input[3], f"{product}/matrix")
-            nodes.append(helper.make_node("MatMul", [node.input[0], f"{product}/matrix"], [product]))
-        else:
-            nodes.append(node)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
-
-
-def _less_middle(codes: str, middle: str, name: str) -> list[onnx.NodeProto]:
-    """Nodes that make whole numbers around 0 of codes."""
-    return [
-        helper.make_node("Cast", [codes], [f"{name}/values"], to=FLOAT),
-        helper.make_node("Cast", [middle], [f"{name}/middle"], to=FLOAT),
-        helper.make_node("Sub", [f"{name}/values", f"{name}/middle"], [name]),
-    ]

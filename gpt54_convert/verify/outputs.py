@@ -65,11 +65,11 @@ def measure(
         except MeasureError as error:
             return replace(result, checks=[*result.checks, Check("outputs", "runtime", UNKNOWN, str(error))])
         # The quick level is for what was written just now, when both were checked beside torch.
-        first = None if options.quick else second.answers(module, subject.path, documents, runner)
-    if first is None:
-        return judged
-    found = second.check(module, subject.path, first, options.threads)
-    return replace(judged, checks=[*judged.checks, found])
+        other = None if options.quick else second.of(module, subject.path, source, options.threads)
+        if other is None:
+            return judged
+        other.listen(documents, runner)
+    return replace(judged, checks=[*judged.checks, other.check()])
 
 
 def _judged(

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from gpt54_convert import archs
 from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.exporters._onnx_exact import exact
 from gpt54_convert.exporters._onnx_layout import IN_PLACE
 from gpt54_convert.forward.onnx_in_place import InPlaceModel
-from gpt54_convert.forward.onnx_model import OnnxModel
+from gpt54_convert.forward.onnx_model import OnnxModel, find
 
 CONTAINERS = ("onnx",)
 NEEDS = ("onnxruntime",)
@@ -18,8 +19,13 @@ INSTALL = "pip install onnxruntime"
 def open_runner(path: Path, source: Checkpoint, context: int, threads: int) -> OnnxModel:
     """The folder `path`.  Raises InputError where ONNX Runtime cannot load it."""
     del context
-    kind = archs.by_name(source.architecture).kind if source.architecture else "decoder"
-    return OnnxModel(path, kind, threads)
+    return OnnxModel(path, _kind(source), threads)
+
+
+def open_exact(path: Path, source: Checkpoint, threads: int) -> OnnxModel:
+    """The first graph of a decoder that has a second one, without rounding what enters products."""
+    graph = find(path, "model")
+    return OnnxModel(path, _kind(source), threads, {graph.name: exact(graph.read_bytes())})
 
 
 def second(path: Path) -> Path | None:
@@ -28,6 +34,10 @@ def second(path: Path) -> Path | None:
     return found if found.is_file() else None
 
 
-def open_second(path: Path, threads: int) -> InPlaceModel:
-    """That graph.  Raises InputError where ONNX Runtime cannot load it."""
-    return InPlaceModel(path, threads)
+def open_second(path: Path, threads: int, exactly: bool) -> InPlaceModel:
+    """That graph; `exactly`: without rounding.  Raises InputError where ONNX Runtime cannot load it."""
+    return InPlaceModel(path, threads, exact(path.read_bytes()) if exactly else None)
+
+
+def _kind(source: Checkpoint) -> str:
+    return archs.by_name(source.architecture).kind if source.architecture else "decoder"
