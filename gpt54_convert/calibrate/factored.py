@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt54_convert.forward.torch_model import TorchReference
+from gpt54_convert.forward.torch_model import CPU, TorchReference
 from gpt54_convert.quantize.grids import SUPER
 from gpt54_convert.quantize.qtensor import QTensor
 
@@ -22,32 +22,37 @@ class Factored:
     factors: by the stored field, how much is added to it relatively, [rows, groups or superblocks].  The
     float16 minimum of q4_1 and q5_1 moves with its scale; powers of two (mxfp4) have no factor.
     read: the tensor.  keep: hold its codes in memory instead of reading them whenever they are needed.
+    device: where it multiplies, and where all that is kept of it lies.
     """
 
-    def __init__(self, read: Read, keep: bool) -> None:
-        self._read = read
+    def __init__(self, read: Read, keep: bool, device: torch.device = CPU) -> None:
+        self._read, self._device = read, device
         q = read()
-        self._levels = _levels(q) if keep else None
+        self._levels = _levels(q).to(device) if keep else None
         self._super = q.grid.kind == SUPER
         self._start(q)
 
     def _start(self, q: QTensor) -> None:
         scale, offset = q.scales()
-        self._scale = torch.from_numpy(np.ascontiguousarray(scale))
-        self._offset = None if offset is None else torch.from_numpy(np.ascontiguousarray(offset))
+        self._scale = self._placed(scale)
+        self._offset = None if offset is None else self._placed(offset)
         self.factors: dict[str, torch.Tensor] = {
-            field: torch.zeros(stored.shape, requires_grad=True) for field, stored in _stored(q).items()
+            field: torch.zeros(stored.shape, device=self._device, requires_grad=True)
+            for field, stored in _stored(q).items()
         }
+
+    def _placed(self, values: np.ndarray[Any, Any]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
 
     def levels(self) -> torch.Tensor:
         """What the codes stand for before scaling, [rows, groups, group]."""
-        return _levels(self._read()) if self._levels is None else self._levels
+        return _levels(self._read()).to(self._device) if self._levels is None else self._levels
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         """x [.., in] by this matrix in `dtype`, and the bias: [.., out]."""
         scale, offset = self._scales()
         y: torch.Tensor = _Product.apply(x, scale, offset, self.levels, dtype)  # type: ignore[no-untyped-call]
-        return y if bias is None else y + bias.to(y.dtype)
+        return y if bias is None else y + bias.to(y.device, y.dtype)
 
     def settle(self) -> Read:
         """Multiply the stored floats by their factors, rounded as they are stored; factors begin anew.
@@ -57,7 +62,7 @@ class Factored:
         read = self._read
         q, new = read(), {}
         for field, stored in _stored(q).items():
-            factor = 1 + self.factors[field].detach().numpy()
+            factor = 1 + self.factors[field].detach().cpu().numpy()
             new[field] = _times(stored, factor)
             if field == "scale" and q.offset is not None and q.offset.dtype == np.float16:
                 new["offset"] = _times(q.offset, factor)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -29,14 +30,15 @@ from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Advance, Report
 from gpt54_convert.core.workspace import as_output_error
 from gpt54_convert.forward.batch import Batch, stack
-from gpt54_convert.forward.torch_model import TorchReference, inputs
+from gpt54_convert.forward.torch_model import CPU, TorchReference, inputs
 
 _STEPS = 32  # about, in whole passes over the text, two at least
 _RATE = 1e-3  # relative change of a scale by a step
 _BETAS = (0.9, 0.95)
 _HELD_PART = 8
 _ANSWER_BYTES = 128 << 20  # of one model's answers, which bounds how many documents run together
-_KEEP_BYTES = 256 << 20  # of codes, held in memory instead of read for every product
+# Of codes, held in memory instead of read for every product; a GPU has some to spare.
+_KEEP_BYTES = defaultdict(lambda: 4 << 30, cpu=256 << 20)
 _COARSE = 0.02  # nats from which on bfloat16's own error, below 0.001, does not matter
 _SEED = 54
 
@@ -60,20 +62,39 @@ def tune(
     if not goal.exists():
         if threads:
             torch.set_num_threads(threads)
-        _publish(store, _trained(solution, store, checkpoint, batches, report), goal)
+        work = solution, store, checkpoint, batches, report
+        device = fastest()
+        try:
+            tuned = _trained(*work, device)
+        except torch.OutOfMemoryError:
+            report.note(f"tune: the memory of {device} is too small for this model; the processor tunes it")
+            tuned = _trained(*work, CPU)
+        _publish(store, tuned, goal)
     solution.store = Store(goal)
 
 
+def fastest() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda") if torch.cuda.is_available() else CPU
+
+
 def _trained(
-    solution: Solution, store: Store, checkpoint: Checkpoint, batches: Sequence[Batch], report: Report
+    solution: Solution,
+    store: Store,
+    checkpoint: Checkpoint,
+    batches: Sequence[Batch],
+    report: Report,
+    device: torch.device,
 ) -> dict[str, Read]:
     """The tensors with better scales, or none."""
     grids = {name: grid for name, grid in solution.inner.items() if store.has(name, grid)}
-    keep = sum(checkpoint.tensors[name].size for name in grids) <= _KEEP_BYTES
+    keep = sum(checkpoint.tensors[name].size for name in grids) <= _KEEP_BYTES[device.type]
     fit, held = split(batches)
-    with TorchReference(checkpoint) as reference:
-        matrices = {name: Factored(partial(store.load, name, grid), keep) for name, grid in grids.items()}
-        objective = Objective(Switched(reference, matrices), checkpoint)
+    with TorchReference(checkpoint, device=device) as reference:
+        matrices = {
+            name: Factored(partial(store.load, name, grid), keep, device) for name, grid in grids.items()
+        }
+        objective = Objective(Switched(reference, matrices), checkpoint, device)
         factors = [factor for matrix in objective.matrices.values() for factor in matrix.factors.values()]
         if not factors:
             return {}
@@ -130,16 +151,16 @@ def _descend(
 class Objective:
     """How far the quantized model is from the float one, and the gradients of its matrices' factors."""
 
-    def __init__(self, switched: Switched, checkpoint: Checkpoint) -> None:
-        self._switched, self._model = switched, switched.model
+    def __init__(self, switched: Switched, checkpoint: Checkpoint, device: torch.device = CPU) -> None:
+        self._switched, self._model, self._device = switched, switched.model, device
         self.matrices = {name: switched.matrices[name] for name in sorted(switched.reached)}
         self._width = max(int(checkpoint.config.get(key) or 0) for key in ("vocab_size", "hidden_size"))
         checkpoint_layers(self._model)
 
     def lower_precision(self, loss: float) -> None:
-        """Compute gradients in bfloat16 where the processor multiplies in it and `loss` allows it."""
+        """Compute gradients in bfloat16 where the device multiplies in it and `loss` allows it."""
         fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        if fast and loss > _COARSE:
+        if (fast or self._device != CPU) and loss > _COARSE:
             self._switched.dtype = torch.bfloat16
 
     def of(self, batches: Sequence[Batch], advance: Advance) -> float:
@@ -184,8 +205,8 @@ class Objective:
     def _answers(self, batch: Batch) -> tuple[torch.Tensor, bool]:
         """Logits, or hidden states where there are none; and whether they are logits."""
         low = self._switched.dtype == torch.bfloat16
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            output = self._model(**inputs(batch))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=low):
+            output = self._model(**inputs(batch, self._device))
         logits = getattr(output, "logits", None)
         return (output.last_hidden_state, False) if logits is None else (logits, True)
 

@@ -34,8 +34,9 @@ class Rows(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> Any:
         wanted, places = torch.unique(ids, return_inverse=True)
-        rows = np.concatenate([self.table.float_rows(row, row + 1) for row in wanted.tolist()])
-        return functional_call(self.embedding, {"weight": torch.from_numpy(rows).to(self.dtype)}, (places,))
+        rows = np.concatenate([self.table.float_rows(row, row + 1) for row in wanted.cpu().tolist()])
+        weight = torch.from_numpy(rows).to(ids.device, self.dtype)
+        return functional_call(self.embedding, {"weight": weight}, (places,))
 
 
 def embeddings_by_rows(
@@ -78,11 +79,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, table: LazyTensor) -> torch.Tensor:
         ctx.table, ctx.of = table, x.dtype
-        if torch.is_autocast_enabled("cpu"):
-            x = x.to(torch.get_autocast_dtype("cpu"))
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         out = x.new_empty(*x.shape[:-1], table.row_count)
         for start, stop in table.chunks(_HEAD_BYTES):
-            out[..., start:stop] = x @ _part(table, start, stop, x.dtype).T
+            out[..., start:stop] = x @ _part(table, start, stop, x).T
         return out
 
     @staticmethod
@@ -90,9 +91,9 @@ class _Product(torch.autograd.Function):
         gradient, table = gradients[0], ctx.table
         found = gradient.new_zeros(*gradient.shape[:-1], table.columns)
         for start, stop in table.chunks(_HEAD_BYTES):
-            found += gradient[..., start:stop] @ _part(table, start, stop, gradient.dtype)
+            found += gradient[..., start:stop] @ _part(table, start, stop, gradient)
         return found.to(ctx.of), None
 
 
-def _part(table: LazyTensor, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.from_numpy(table.float_rows(start, stop)).to(dtype)
+def _part(table: LazyTensor, start: int, stop: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(table.float_rows(start, stop)).to(like.device, like.dtype)

@@ -28,6 +28,7 @@ from gpt54_convert.forward.batch import Batch, Floats
 from gpt54_convert.forward.tables import embeddings_by_rows, head_by_rows
 
 KEEP_BYTES = 1 << 30
+CPU = torch.device("cpu")
 _SMALL = 1 << 22  # bytes of norms and biases, kept of a model that does not fit
 
 
@@ -148,6 +149,7 @@ class TorchReference:
 
     int8_inputs: weight -> group; the inputs of that weight's layer are rounded to 8 bits in groups, each with
     a scale of its own, as integer kernels do.
+    device: where the model runs; what of its weights is kept stays in the processor's memory.
     """
 
     def __init__(
@@ -157,6 +159,7 @@ class TorchReference:
         dtype: torch.dtype = torch.float32,
         keep_bytes: int = KEEP_BYTES,
         int8_inputs: Mapping[str, int] | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.runtime = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
         self._threads = threads
@@ -174,9 +177,7 @@ class TorchReference:
                 group = (int8_inputs or {}).get(weights.source(f"{name}.weight"))
                 if group:
                     module.register_forward_pre_hook(partial(_round_inputs, group))
-        attach_align_device_hook(
-            self.model, execution_device=torch.device("cpu"), offload=True, weights_map=weights
-        )
+        attach_align_device_hook(self.model, execution_device=device, offload=True, weights_map=weights)
         if not fits:
             head_by_rows(self.model, checkpoint, weights.source)
 
@@ -211,17 +212,13 @@ def _round_inputs(group: int, module: Any, arguments: tuple[torch.Tensor]) -> tu
     return ((groups / scale).round().mul(scale).reshape(values.shape),)
 
 
-def inputs(batch: Batch) -> dict[str, torch.Tensor]:
+def inputs(batch: Batch, device: torch.device = CPU) -> dict[str, torch.Tensor]:
     """A batch as transformers' models take it."""
-    tokens, mask = torch.from_numpy(batch.tokens), torch.from_numpy(batch.mask)
-    if batch.prefix is None or batch.prefix_mask is None:
-        return {"input_ids": tokens, "attention_mask": mask}
-    return {
-        "input_ids": torch.from_numpy(batch.prefix),
-        "attention_mask": torch.from_numpy(batch.prefix_mask),
-        "decoder_input_ids": tokens,
-        "decoder_attention_mask": mask,
-    }
+    found = {"input_ids": batch.tokens, "attention_mask": batch.mask}
+    if batch.prefix is not None and batch.prefix_mask is not None:
+        found = {f"decoder_{name}": values for name, values in found.items()}
+        found |= {"input_ids": batch.prefix, "attention_mask": batch.prefix_mask}
+    return {name: torch.from_numpy(values).to(device) for name, values in found.items()}
 
 
 def answer(output: Any) -> Floats:
