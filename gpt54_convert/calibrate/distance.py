@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 
 from gpt54_convert.errors import MeasureError
 
-_PART = 1 << 24  # numbers of either model that are looked at together
+_PART = 1 << 21  # numbers of either model that are looked at together: 8 MB, and some times that at work
 
 
 def divergence(
@@ -50,7 +51,10 @@ def demand_finite(answers: torch.Tensor) -> None:
 
 
 def _parts(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Views of the same slices of the first axis of each."""
-    size = max(1, _PART // max(1, tensors[0][:1].numel()))
-    for start in range(0, len(tensors[0]), size):
-        yield tuple(tensor[start : start + size] for tensor in tensors)
+    """Views of some tokens of each, [tokens, last axis]."""
+    *outer, _, width = tensors[0].shape
+    size = max(1, _PART // max(1, width))
+    for place in product(*map(range, outer)):
+        rows = [tensor[place] for tensor in tensors]
+        for start in range(0, len(rows[0]), size):
+            yield tuple(each[start : start + size] for each in rows)

@@ -33,16 +33,12 @@ class Factored:
         self._start(q)
 
     def _start(self, q: QTensor) -> None:
-        scale, offset = q.scales()
-        self._scale = self._placed(scale)
-        self._offset = None if offset is None else self._placed(offset)
+        # As it is stored, which takes a quarter of what its groups' float32 scales would.
+        self._bare = replace(q, codes=np.empty((0, 0), np.uint8))
         self.factors: dict[str, torch.Tensor] = {
             field: torch.zeros(stored.shape, device=self._device, requires_grad=True)
             for field, stored in _stored(q).items()
         }
-
-    def _placed(self, values: np.ndarray[Any, Any]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
 
     def levels(self) -> torch.Tensor:
         """What the codes stand for before scaling, [rows, groups, group]."""
@@ -76,10 +72,14 @@ class Factored:
 
     def _scales(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scale and offset of each group with the factors of now, [rows, groups]."""
+        scale, offset = self._bare.scales()
         of_scale = self.factors.get("super_scale" if self._super else "scale")
         of_offset = self.factors.get("super_offset") if self._super else of_scale
-        offset = self._offset
-        return _moved(self._scale, of_scale), None if offset is None else _moved(offset, of_offset)
+        moved = _moved(self._placed(scale), of_scale)
+        return moved, None if offset is None else _moved(self._placed(offset), of_offset)
+
+    def _placed(self, values: np.ndarray[Any, Any]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
 
 
 class Switched:
