@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from gpt54_convert import archs
+from gpt54_convert.calibrate.options import Calibration
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.core.tensor import LazyTensor
@@ -29,6 +30,23 @@ _WORTH_SAYING_S = 60
 
 
 def resolve(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> Recipe:
+    """`recipe` with a method, as `_with_method` says, and without a calibration text that nothing reads."""
+    recipe = _with_method(recipe, checkpoint, report)
+    step = recipe.step
+    if not isinstance(step, Quantize) or step.calibration is None or _reads_text(step):
+        return recipe
+    if not any(isinstance(each, Calibration) for each in recipe.passes):
+        chosen = "the statistics of --stats" if step.stats else f"--method {step.solver}, which reads no text"
+        report.note(f"--calibration {step.calibration} is not used: codes are chosen by {chosen}")
+    return replace(recipe, step=replace(step, calibration=None))
+
+
+def _reads_text(step: Quantize) -> bool:
+    calibrated = step.stats is None and needs(step.solver) != "nothing"
+    return calibrated or step.has_budget or step.activations == "static"
+
+
+def _with_method(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> Recipe:
     """`recipe` with a method: the user's; else gptq for few bits where the model can be run; else search.
 
     Few bits are those of --bits up to 6, and of budgets; a --scheme names grids that are searched.

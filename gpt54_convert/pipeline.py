@@ -21,7 +21,7 @@ from gpt54_convert.core.workspace import check_free, check_space, staged, worksp
 from gpt54_convert.exporters import card, manifest
 from gpt54_convert.exporters._sink import Sink
 from gpt54_convert.method import resolve
-from gpt54_convert.plan import ContainerPlan, plan
+from gpt54_convert.plan import ContainerPlan, containers, plan
 from gpt54_convert.quantize.qtensor import QTensor
 from gpt54_convert.recipe import Quantize, Recipe
 from gpt54_convert.summary import tensor_rows, totals_of
@@ -57,6 +57,9 @@ def run(recipe: Recipe, report: Report) -> list[Artifact]:
 
 def run_on(checkpoint: Checkpoint, recipe: Recipe, report: Report) -> list[Artifact]:
     """`run` for a checkpoint that lies nowhere (a fresh one)."""
+    # What is in the way of a container asked for by name is told before a budget's search, not after it.
+    asked = [name for name in recipe.export.to if name in containers()]
+    check_free(recipe.export.output, asked, recipe.export.overwrite, checkpoint.source.files)
     recipe = resolve(recipe, checkpoint, report)
     if recipe.passes:
         _refuse_early(recipe, checkpoint)

@@ -12,7 +12,7 @@ from gpt54_convert.calibrate import text as texts
 from gpt54_convert.calibrate.options import Calibration
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
-from gpt54_convert.errors import UnsupportedError
+from gpt54_convert.errors import OutputError, UnsupportedError
 from gpt54_convert.quantize.statistics import Floats, Statistics
 
 if TYPE_CHECKING:  # torch
@@ -43,7 +43,12 @@ def collect(
 def calibrate(
     checkpoint: Checkpoint, options: Calibration, goal: Path, report: Report, threads: int = 0
 ) -> dict[str, Any]:
-    """Collect and write `goal`; answers what was collected, for people and programs."""
+    """Collect and write `goal`; answers what was collected, for people and programs.
+
+    Raises OutputError where `goal` cannot be written, or is one of the model's own files.
+    """
+    if any(path.resolve() == goal.resolve() for path in checkpoint.source.files):
+        raise OutputError(f"{goal} is the model being read; name another file with -o")
     found = collect(checkpoint, options, report, threads)
     digest = texts.digest(texts.read(options))
     dataset = f"{options.calibration.name if options.calibration else 'gpt54-convert'} sha256:{digest}"

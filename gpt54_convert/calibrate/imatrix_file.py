@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def write(
     except OSError as error:
         raise as_output_error(error, path) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be no folder that it could lie in
+            partial.unlink()
 
 
 def read(path: Path, checkpoint: Checkpoint) -> dict[str, Statistics]:

@@ -14,6 +14,7 @@ import torch
 from gpt54_convert import archs
 from gpt54_convert.calibrate.distance import demand_finite, divergence, squares
 from gpt54_convert.core.checkpoint import Checkpoint
+from gpt54_convert.core.workspace import as_output_error
 from gpt54_convert.forward.batch import Batch, Document, Floats, stack
 from gpt54_convert.forward.torch_model import TorchReference
 
@@ -37,7 +38,7 @@ class Loss:
         self._folder = tempfile.TemporaryDirectory(prefix="gpt54-answers-")
         for index, answers in enumerate(self._answers(checkpoint)):
             demand_finite(torch.from_numpy(answers))
-            np.save(self._path(index), answers)
+            self._keep(index, answers)
 
     @property
     def unit(self) -> str:
@@ -48,7 +49,8 @@ class Loss:
         """The loss of `checkpoint`, infinite where it answers with what is no number."""
         total = scale = 0.0
         for index, changed in enumerate(self._answers(checkpoint)):
-            original = torch.from_numpy(np.load(self._path(index)))
+            kept = np.fromfile(self._path(index), np.float32).reshape(changed.shape)
+            original = torch.from_numpy(kept)
             found, size = (divergence if self.has_logits else squares)(original, torch.from_numpy(changed))
             total, scale = total + found, scale + size
         loss = total / scale if scale else 0.0
@@ -60,8 +62,16 @@ class Loss:
             for batch in self._batches:
                 yield reference.logits(batch)[batch.mask.astype(bool)]
 
+    def _keep(self, index: int, answers: Floats) -> None:
+        """Raises OutputError where the disk is full."""
+        try:
+            with open(self._path(index), "wb") as file:
+                file.write(np.ascontiguousarray(answers, np.float32).data)  # np.save would not say why
+        except OSError as error:
+            raise as_output_error(error, Path(self._folder.name)) from error
+
     def _path(self, index: int) -> Path:
-        return Path(self._folder.name) / f"{index}.npy"
+        return Path(self._folder.name) / f"{index}.f32"
 
     def __enter__(self) -> Self:
         return self

@@ -30,12 +30,12 @@ def read(options: Calibration) -> str:
     if path is None:
         return data.text("calibration")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the text
     except OSError as error:
         raise InputError(f"--calibration {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"--calibration {path}: is not UTF-8 text ({error})") from error
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         text = "\n\n".join(_lines(text, path))
     if not text.strip():
         raise InputError(f"--calibration {path}: holds no text")
@@ -43,19 +43,25 @@ def read(options: Calibration) -> str:
 
 
 def _lines(text: str, path: Path) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON's strings may hold other line ends as they are
         if not line.strip():
             continue
         try:
             entry: Any = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"--calibration {path}: line {number} is not JSON ({error})") from error
+        except (ValueError, RecursionError) as error:
+            reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise InputError(f"--calibration {path}: line {number} is not JSON ({reason})") from error
         if isinstance(entry, dict):
             entry = next((entry[key] for key in _KEYS if key in entry), None)
         if not isinstance(entry, str):
             raise InputError(
                 f"--calibration {path}: line {number} is neither a string nor an object with one of "
                 f"{', '.join(_KEYS)}"
+            )
+        if any("\ud800" <= character <= "\udfff" for character in entry):
+            raise InputError(
+                f"--calibration {path}: line {number} holds half a character (a lone surrogate, as \\ud83d), "
+                "which no tokenizer takes; mend or remove it"
             )
         yield entry
 

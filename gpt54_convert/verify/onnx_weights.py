@@ -17,6 +17,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from gpt54_convert import archs
+from gpt54_convert.core import views
 from gpt54_convert.core.checkpoint import Checkpoint, Source
 from gpt54_convert.core.dtypes import STORAGE
 from gpt54_convert.core.tensor import LazyTensor
@@ -83,8 +85,22 @@ def read(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> Checkpoint | No
     if not tensors or set(rows) - set(tensors):
         return None
     side = _folder.side_files(folder)
+    tensors = _as_in_a_folder(tensors, archs.for_config(side.config))
     files = (*graphs, *sorted({one.file.path for one in stored.values()}))
     return _model.build(Source(folder, "onnx", files), tensors, side)
+
+
+def _as_in_a_folder(
+    tensors: Mapping[str, LazyTensor], architecture: archs.Architecture | None
+) -> dict[str, LazyTensor]:
+    """GPT-2's matrices as [in, out], which loading undoes at no cost; graphs hold each as [out, in]."""
+
+    def turned(name: str, tensor: LazyTensor) -> LazyTensor:
+        match = architecture.match(name) if architecture else None
+        conv1d = match is not None and match.weight.conv1d and not match.is_bias and len(tensor.shape) == 2
+        return views.transposed(tensor) if conv1d else tensor
+
+    return {name: turned(name, tensor) for name, tensor in tensors.items()}
 
 
 def _graph(path: Path) -> Any:

@@ -49,14 +49,14 @@ def _hash(line: str) -> str:
 
 def _text(path: Path, raw: bytes) -> str:
     """The lines of a text, or the texts of a .jsonl file."""
-    text = raw.decode("utf-8", "replace")
-    if path.suffix != ".jsonl":
+    text = raw.decode("utf-8-sig", "replace")
+    if path.suffix.lower() != ".jsonl":
         return text
     found = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # strings may hold other line ends
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         values = entry.values() if isinstance(entry, dict) else [entry]
         found += [value for value in values if isinstance(value, str)]

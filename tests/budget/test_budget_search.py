@@ -14,7 +14,7 @@ from gpt54_convert.budget import search as search_module
 from gpt54_convert.budget import study as study_module
 from gpt54_convert.budget.space import CANDIDATES, Space
 from gpt54_convert.core.report import Report
-from gpt54_convert.errors import MeasureError, UnsupportedError, UsageError
+from gpt54_convert.errors import MeasureError, OutputError, UnsupportedError, UsageError
 from gpt54_convert.plan import plan
 from gpt54_convert.recipe import Export, Quantize, Recipe
 from gpt54_convert.summary import groups
@@ -310,3 +310,39 @@ def test_every_candidate_is_a_grid():
 
     assert len({grid(name).name for name in CANDIDATES}) == len(CANDIDATES)
     assert search_module.LABEL == "mix"
+
+
+def test_what_is_in_the_way_is_told_before_anything_is_measured(tmp_path, monkeypatch):
+    _, folder = tiny.make("llama")
+    (tmp_path / "gguf").mkdir()
+    monkeypatch.setattr(study_module, "Study", lambda *args: pytest.fail("measured in vain"))
+    monkeypatch.setattr(search_module, "Study", study_module.Study)
+    with pytest.raises(OutputError, match="gguf exists"):
+        pipeline.run(recipe(folder, tmp_path, target_bpw=6), Report())
+
+
+def test_a_full_disk_of_temporary_files_is_an_error_of_the_output(monkeypatch):
+    """numpy's own error for it has no number, and would pass for a fault of the program."""
+    from gpt54_convert.calibrate.loss import Loss
+    from gpt54_convert.forward.documents import cut
+
+    source = loaders.load(tiny.make("llama")[1])
+    documents = cut(data.text("heldout"), source, 1024, 128)
+    real = open
+
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            return None
+
+        def write(self, content):
+            raise OSError(28, "No space left on device")
+
+    def opened(path, *args, **options):
+        return Full() if "gpt54-answers-" in str(path) else real(path, *args, **options)
+
+    monkeypatch.setattr("builtins.open", opened)
+    with pytest.raises(OutputError, match="is full"):
+        Loss(source, documents)

@@ -14,7 +14,7 @@ from gpt54_convert import loaders, pipeline
 from gpt54_convert.calibrate import gather, imatrix_file
 from gpt54_convert.calibrate.options import Calibration
 from gpt54_convert.core.report import Report
-from gpt54_convert.errors import InputError, UsageError
+from gpt54_convert.errors import InputError, OutputError, UsageError
 from gpt54_convert.quantize.encode import solver
 from gpt54_convert.quantize.grids import grid
 from gpt54_convert.recipe import Export, Quantize, Recipe
@@ -105,6 +105,21 @@ def test_what_is_no_importance_matrix_is_refused(collected, tmp_path):
     for method in ("gptq", "search"):
         with pytest.raises(UsageError, match="--stats holds mean squares"):
             Quantize(method=method, stats=tmp_path / "whole")
+
+
+def test_the_model_itself_is_not_replaced(tmp_path):
+    source = tiny.make("llama")[1] / "model.safetensors"
+    before = source.read_bytes()
+    with pytest.raises(OutputError, match="is the model being read"):
+        gather.calibrate(loaders.load(source.parent), QUICK, source, Report())
+    assert source.read_bytes() == before
+
+
+def test_a_folder_that_is_a_file_is_an_error_of_the_output(tmp_path):
+    (tmp_path / "file").write_text("")
+    checkpoint = loaders.load(tiny.make("llama")[1])
+    with pytest.raises(OutputError, match="cannot write to"):
+        imatrix_file.write(tmp_path / "file" / "imatrix.gguf", checkpoint, {}, "text", 24)
 
 
 def test_the_command(tmp_path):

@@ -16,6 +16,7 @@ from gpt54_convert.calibrate.walk import Walk
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import InputError
 from gpt54_convert.forward.torch_model import inputs
+from gpt54_convert.verify import overlap
 
 CHOICE = Calibration(calibration_samples=6, calibration_length=24)
 
@@ -212,6 +213,12 @@ def test_text_files(tmp_path):
     lines.write_text('{"text": "one"}\n{oops\n')
     with pytest.raises(InputError, match="line 2 is not JSON"):
         read(lines)
+    lines.write_text("[" * 200_000)
+    with pytest.raises(InputError, match=r"line 1 is not JSON .*nested too deeply"):
+        read(lines)
+    lines.write_text('"whole"\n{"text": "cut \\ud83d"}\n')
+    with pytest.raises(InputError, match="line 2 holds half a character"):
+        read(lines)
     plain = tmp_path / "some.txt"
     with pytest.raises(InputError, match=r"some\.txt: No such file"):
         read(plain)
@@ -221,6 +228,20 @@ def test_text_files(tmp_path):
     plain.write_text(" \n\n ")
     with pytest.raises(InputError, match="holds no text"):
         read(plain)
+
+
+def test_lines_of_json_end_with_newlines_alone(tmp_path):
+    """Strings may hold U+2028, U+0085 and the like as they are (JSON Lines); a byte order mark is no text."""
+    inside = "a line\u2028that goes on behind a separator and is long enough to count\x85and more"
+    for path in (tmp_path / "some.jsonl", tmp_path / "SOME.JSONL"):
+        line = json.dumps({"text": inside}, ensure_ascii=False)
+        path.write_bytes(b"\xef\xbb\xbf" + line.encode() + b"\r\n")
+        assert read(path) == inside
+        (entry,) = overlap.record([path])
+        assert len(entry["line_hashes"]) == len(overlap.long_lines(inside)) == 1
+    plain = tmp_path / "some.txt"
+    plain.write_bytes(b"\xef\xbb\xbfone")
+    assert read(plain) == "one"
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "gpt54"])

@@ -60,9 +60,10 @@ def test_one_product_with_the_bias_inside(kind: str, tmp_path: Path, monkeypatch
     assert compare(model, folder) < 1e-4
 
 
-def test_what_is_stored_is_what_was_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2"])  # joint matrices; matrices that transformers keeps turned
+def test_what_is_stored_is_what_was_written(kind: str, tmp_path: Path) -> None:
     """Every code and every bias by its own name, by our reader and by the graph's own words."""
-    _, checkpoint = placed("qwen2", "int4-g16-asym")
+    _, checkpoint = placed(kind, "int4-g16-asym")
     folder = export(exporter, checkpoint, tmp_path / "out")
     read = onnx_weights.read(folder, {name: {} for name in checkpoint.tensors})
     assert read is not None and set(read.tensors) == set(checkpoint.tensors)

@@ -10,6 +10,7 @@ from gpt54_convert import loaders, method
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import UsageError
 from gpt54_convert.recipe import Convert, Export, Quantize, Recipe
+from gpt54_convert.transforms.awq import Awq
 
 
 class Notes(Report):
@@ -88,3 +89,32 @@ def test_calibrating_takes_the_memory_of_a_layer_and_of_its_widest_moment(llama)
     widest = max(tensor.columns for tensor in layers if len(tensor.shape) == 2)
     found = method.estimated_bytes(Quantize(), llama) - method._RUNNING_BYTES
     assert found == 4 * sum(tensor.size for tensor in layers) + 3 * 4 * widest**2
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"bits": 4, "fast": True}, "search"),
+        ({"scheme": "int4", "method": "rtn"}, "rtn"),
+        ({"scheme": "int4", "method": "imatrix", "stats": Path("some.gguf")}, "--stats"),
+        ({"scheme": "int4", "method": "imatrix"}, None),
+        ({"bits": 4}, None),
+        ({"target_bpw": 4.5, "fast": True}, None),
+        ({"scheme": "w8a8", "activations": "static"}, None),
+    ],
+)
+def test_a_text_that_nothing_reads_is_left_out_and_told(llama, options, told):
+    """It need not even be there, and the manifest must not say that weights were fitted to it."""
+    text = Path("missing.txt")
+    step = resolved(llama, Quantize(calibration=text, **options), report := Notes())
+    assert step.calibration == (None if told else text)
+    assert [told in said and "missing.txt is not used" in said for said in report.said] == [True] * bool(told)
+
+
+def test_a_text_that_only_a_pass_reads_is_the_passes_alone(llama):
+    text = Path("some.txt")
+    step = Quantize(bits=4, fast=True, calibration=text)
+    recipe = Recipe(Path("source"), step, Export(), (Awq(calibration=text),))
+    found = method.resolve(recipe, llama, report := Notes())
+    assert found.step.calibration is None and found.passes == recipe.passes
+    assert report.said == []
