@@ -118,6 +118,30 @@ def test_without_a_manifest_the_model_must_be_named(artifact, tmp_path):
     assert call("verify", copied, "--against", tiny.make("llama")[1], "--level", "tensors", "-q")[0] == 0
 
 
+_FILE_BELOW = {"name": "../../other", "size_bytes": 1, "sha256": ""}
+
+
+@pytest.mark.parametrize(
+    ("entry", "content"),
+    [
+        *(("outputs", content) for content in (None, [], "text", [{}], [_FILE_BELOW])),
+        *(("tensors", content) for content in (None, "text", [{}], [{"name": "a"}])),
+        *(("recipe", content) for content in (None, [], {"quantize": None}, {"passes": None})),
+        *(("source", content) for content in (None, "text", {"path": 3})),
+    ],
+)
+def test_a_manifest_that_was_edited_is_refused(artifact, entry, content, tmp_path):
+    copied = shutil.copytree(artifact, tmp_path / "copy")
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest[entry] = content
+    if content is None:
+        del manifest[entry]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    code, result = call("verify", copied, "--level", "tensors")
+    assert code == 1
+    assert f"manifest.json: {entry!r} is not as it was written" in str(result.exception)
+
+
 def test_a_changed_file_exits_3(artifact, tmp_path):
     copied = shutil.copytree(artifact, tmp_path / "copy")
     (copied / "config.json").write_text((copied / "config.json").read_text() + " ")
