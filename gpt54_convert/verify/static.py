@@ -16,9 +16,10 @@ from gpt54_convert.verify.verdict import FAIL, PASS, Check
 _ROPE_BASE = "rope_parameters.rope_theta|rope_theta"
 _TIED = "tie_word_embeddings"
 _PADDED = ("vocab",)
-# Entries that say how weights are stored or who wrote the file, not what the model is.
+# Entries that say how weights are stored, for whom, or who wrote the file, not what the model is.
 _FREE = {
     "quantization_config",
+    "transformers.js_config",
     "dtype",
     "torch_dtype",
     "architectures",

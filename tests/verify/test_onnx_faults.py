@@ -59,6 +59,22 @@ def test_a_clean_folder_passes(variant, good):
     assert variant != "llama-bias" or "model_in_place.onnx" in names
 
 
+@pytest.mark.parametrize("variant", ["llama", "gpt54"])
+def test_the_layout_of_transformers_js(variant, tmp_path):
+    """Its graphs lie in a folder of their own, the decoders of an encoder-decoder in one."""
+    model = tiny.make(variant)[1]
+    where = Export(output=tmp_path, to=("onnx",), layout="transformers.js")
+    (made,) = run(Recipe(model, Quantize(scheme="int4"), where), Report())
+    assert made.verdict.outcome == "pass", made.verdict.failures
+    assert {check.kind for check in made.verdict.checks if check.outcome == "pass"} >= {"config", "tensors"}
+    assert verify(made.folder, model, OPTIONS).exit_code == 0
+    name = faults.DOWN if variant == "llama" else "decoder.block.1.layer.2.DenseReluDense.wo.weight"
+    (made.folder / "manifest.json").unlink()
+    with onnx_faults.opened(made.folder / "onnx", f"{name}.scales") as scales:
+        scales.reshape(-1)[7] *= 2
+    assert "first ffn.down of layer 1" in named_first(verify(made.folder, model, OPTIONS))
+
+
 @pytest.mark.parametrize("name", faults.SOURCE)
 def test_a_fault_of_conversion_fails(name, good, tmp_path):
     variant, change, first = faults.SOURCE[name]
