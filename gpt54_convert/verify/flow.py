@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ def verify(path: Path, against: Path | None, options: VerifyOptions, report: Rep
     result = Verdict(about, checks)
     if options.tensors:
         result = _static(result, subject, source, artifact, report)
+        if not (options.outputs or result.tensors):
+            detail = "the weights of this artifact cannot be compared; judge its answers, with --level all"
+            unknown = Check("tensors", "all", UNKNOWN, detail)
+            return replace(result, checks=[*result.checks, unknown])
     if options.outputs:
         result = outputs.measure(result, subject, source, artifact, bits, options, report)
     return result

@@ -221,6 +221,18 @@ def test_a_student_is_judged_by_how_it_predicts(tmp_path):
     assert call("verify", tmp_path / "safetensors", *FEW, *gate, "-q")[0] == 3
 
 
+def test_weights_that_cannot_be_compared_are_no_pass(artifact, tmp_path):
+    """Those of a student, say, or of another tool's graphs, where nobody looks at the answers either."""
+    copied = shutil.copytree(artifact, tmp_path / "copy")
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["recipe"]["passes"] = [{"smooth": {}}]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    code, result = call("verify", copied, "--level", "tensors", "--json")
+    assert code == 4
+    assert "--level all" in json.loads(result.stdout)["checks"][-1]["detail"]
+    assert call("verify", copied, *FEW, "-q")[0] == 0
+
+
 def test_another_kind_of_model_is_no_source(artifact):
     code, result = call("verify", artifact, "--against", data.model_path(), "--json")
     assert code == 3
