@@ -10,7 +10,7 @@ from gpt54_convert import loaders
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import InputError, MeasureError, UsageError
-from gpt54_convert.verify import documents, gates, outputs, static, tensors, tokenizer
+from gpt54_convert.verify import documents, gates, generating, outputs, static, tensors, tokenizer
 from gpt54_convert.verify.artifact import Subject, body_bits, check_files, load_tensors, locate, size_bytes
 from gpt54_convert.verify.options import VerifyOptions
 from gpt54_convert.verify.verdict import FAIL, UNKNOWN, Check, Verdict
@@ -55,7 +55,7 @@ def _static(
     """What can be told without running the model."""
     checks = list(result.checks)
     if not subject.is_student:
-        checks += static.check_config(subject, source, artifact)
+        checks += static.check_config(subject, source, artifact) + generating.check(subject, source)
     try:
         checks += tokenizer.check(subject, source)
     except MeasureError as error:

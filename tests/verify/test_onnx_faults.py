@@ -1,5 +1,6 @@
 """Every fault, put into a good ONNX folder, ends in exit 3; the clean folder in 0."""
 
+import json
 import shutil
 
 import faults
@@ -111,6 +112,51 @@ def test_a_fault_of_the_tokenizer_fails(name, good, tmp_path):
     verdict = verify(artifact, model, OPTIONS)
     assert verdict.exit_code == 3
     assert "tokenizer" in {check.kind for check in verdict.failures}
+
+
+def _set(file, *path):
+    """A change of one entry of a small JSON file."""
+
+    def change(folder):
+        content = json.loads((folder / file).read_text())
+        *outer, last, value = path
+        place = content
+        for key in outer:
+            place = place[key]
+        place[last] = value
+        (folder / file).write_text(json.dumps(content))
+
+    return change
+
+
+def _cut(file):
+    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:-5])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_set("genai_config.json", "model", "decoder", "num_key_value_heads", 4), "num_key_value_heads 4"),
+        (_set("genai_config.json", "model", "decoder", "filename", "none.onnx"), "'none.onnx'"),
+        (_set("genai_config.json", "model", "eos_token_id", 9), "eos_token_id 9"),
+        (_set("genai_config.json", "model", None), "no decoder"),
+        (_set("generation_config.json", "eos_token_id", 9), "eos_token_id 9"),
+        (_cut("genai_config.json"), "genai_config.json is not a JSON object"),
+        (_cut("tokenizer_config.json"), "tokenizer_config.json is not a JSON object"),
+    ],
+)
+def test_a_fault_in_a_small_file_fails(change, says, good, tmp_path):
+    """Without a manifest, whose hashes would tell."""
+    model, clean = good("llama-bias")
+    artifact = shutil.copytree(clean, tmp_path / "out")
+    (artifact / "manifest.json").unlink()
+    options = VerifyOptions("tensors")
+    assert verify(artifact, model, options).exit_code == 0
+    change(artifact)
+    verdict = verify(artifact, model, options)
+    assert verdict.exit_code == 3
+    (found,) = verdict.failures
+    assert says in found.detail
 
 
 def test_a_truncated_file_is_refused(good, tmp_path):
