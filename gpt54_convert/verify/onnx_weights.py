@@ -33,6 +33,7 @@ _TYPES = {
     onnx.TensorProto.UINT8: "uint8",
 }
 _QUANTIZED = ("MatMulNBits", "GatherBlockQuantized")
+_W8A8 = "int8-channel"
 _GRAPHS_LIMIT = 512 << 20  # bytes of one graph without its weights
 
 
@@ -76,6 +77,7 @@ def read(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> Checkpoint | No
                     if known != one and known.file == one.file:
                         raise InputError(f"{path}: {name} lies elsewhere than another graph says")
         grids |= {name: found for node in _nodes(graph) for name, found in _grid_of(node)}
+    grids = _whole_rows(stored) | grids
     tensors = {}
     for name, one in stored.items():
         tensor = _tensor(name, one, stored, grids, rows)
@@ -148,6 +150,12 @@ def _apart(name: str, one: Stored, rows: list[int] | None) -> list[tuple[str, St
         )
         for each, start, count in zip(names, starts, rows, strict=True)
     ]
+
+
+def _whole_rows(stored: Mapping[str, Stored]) -> dict[str, str]:
+    """The grid of codes that are turned and multiplied as integers, by no operator that names it."""
+    bases = (name.removesuffix(".rows") for name in stored if name.endswith(".rows"))
+    return {base: _W8A8 for base in bases if f"{base}.scales" in stored}
 
 
 def _nodes(graph: Any) -> Iterator[Any]:

@@ -76,6 +76,19 @@ def test_the_layout_of_transformers_js(variant, tmp_path):
     assert "first ffn.down of layer 1" in named_first(verify(made.folder, model, OPTIONS))
 
 
+def test_weights_that_meet_rounded_inputs_are_compared_too(tmp_path):
+    """No operator over codes reads them; a manifest is not needed."""
+    model = tiny.make("llama")[1]
+    (made,) = run(Recipe(model, Quantize(scheme="w8a8"), Export(tmp_path, to=("onnx",))), Report())
+    assert "tensors" in {check.kind for check in made.verdict.checks if check.outcome == "pass"}
+    (made.folder / "manifest.json").unlink()
+    assert verify(made.folder, model, VerifyOptions("tensors")).exit_code == 0
+    with onnx_faults.opened(made.folder, f"{faults.DOWN.replace('down', 'up')}.scales") as scales:
+        scales[7] *= 1.1
+    verdict = verify(made.folder, model, VerifyOptions("tensors"))
+    assert "first ffn.up of layer 1" in named_first(verdict)
+
+
 @pytest.mark.parametrize("name", faults.SOURCE)
 def test_a_fault_of_conversion_fails(name, good, tmp_path):
     variant, change, first = faults.SOURCE[name]
