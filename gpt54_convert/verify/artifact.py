@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from gpt54_convert.exporters import manifest as manifests
 from gpt54_convert.quantize.assign import place
 from gpt54_convert.quantize.grids import grid
 from gpt54_convert.quantize.schemes import SCHEMES
+from gpt54_convert.verify import recorded
 from gpt54_convert.verify.verdict import FAIL, PASS, Check
 
 _PRESERVING = {"smooth", "awq", "rotate", "fold", "gate"}  # after these a model still answers as before
@@ -82,7 +82,7 @@ def locate(path: Path) -> Subject:
     if not path.exists():
         raise InputError(f"{path}: does not exist")
     folder = path if path.is_dir() else path.parent
-    manifest = _manifest(folder)
+    manifest = recorded.read(folder)
     if path.is_file():
         container = _SUFFIXES.get(path.suffix)
         if container is None:
@@ -115,18 +115,6 @@ def written(container: str, folder: Path, manifest: Mapping[str, Any]) -> Subjec
         bare = [] if (folder / "config.json").exists() else sorted(folder.glob("*.safetensors"))
         path = bare[0] if len(bare) == 1 else folder  # a model without a config is a lone file
     return Subject(container, path, folder, manifest)
-
-
-def _manifest(folder: Path) -> Mapping[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); make the artifact again") from error
-    ours = isinstance(content, dict) and str(content.get("schema", "")).startswith("gpt54-convert/manifest/")
-    return content if ours else {}
 
 
 def size_bytes(subject: Subject) -> int:

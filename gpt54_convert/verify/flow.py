@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from gpt54_convert import loaders
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.errors import InputError, MeasureError, UsageError
-from gpt54_convert.verify import documents, gates, outputs, static, tensors, tokenizer
+from gpt54_convert.verify import documents, gates, generating, outputs, static, tensors, tokenizer
 from gpt54_convert.verify.artifact import Subject, body_bits, check_files, load_tensors, locate, size_bytes
 from gpt54_convert.verify.options import VerifyOptions
 from gpt54_convert.verify.verdict import FAIL, UNKNOWN, Check, Verdict
@@ -39,6 +40,10 @@ def verify(path: Path, against: Path | None, options: VerifyOptions, report: Rep
     result = Verdict(about, checks)
     if options.tensors:
         result = _static(result, subject, source, artifact, report)
+        if not (options.outputs or result.tensors):
+            detail = "the weights of this artifact cannot be compared; judge its answers, with --level all"
+            unknown = Check("tensors", "all", UNKNOWN, detail)
+            return replace(result, checks=[*result.checks, unknown])
     if options.outputs:
         result = outputs.measure(result, subject, source, artifact, bits, options, report)
     return result
@@ -50,7 +55,7 @@ def _static(
     """What can be told without running the model."""
     checks = list(result.checks)
     if not subject.is_student:
-        checks += static.check_config(subject, source, artifact)
+        checks += static.check_config(subject, source, artifact) + generating.check(subject, source)
     try:
         checks += tokenizer.check(subject, source)
     except MeasureError as error:

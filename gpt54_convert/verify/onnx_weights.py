@@ -7,7 +7,7 @@ What counts is what the graphs say: initialisers by name (`NAME` for floats; `NA
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ _TYPES = {
     onnx.TensorProto.UINT8: "uint8",
 }
 _QUANTIZED = ("MatMulNBits", "GatherBlockQuantized")
+_W8A8 = "int8-channel"
 _GRAPHS_LIMIT = 512 << 20  # bytes of one graph without its weights
 
 
@@ -65,18 +66,20 @@ def read(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> Checkpoint | No
     rows: the manifest's entries of tensors by name; where one says so, codes are read on its grid.
     Raises InputError for files that cannot be read.
     """
-    graphs = {path: _graph(path).graph for path in sorted(folder.glob("*.onnx"))}
+    place = folder if any(folder.glob("*.onnx")) else folder / "onnx"  # where transformers.js has them
+    graphs = {path: _graph(path).graph for path in sorted(place.glob("*.onnx"))}
     rows_of = {name: parts for graph in graphs.values() for name, parts in _rows_of_joint(graph).items()}
     stored: dict[str, Stored] = {}
     grids: dict[str, str] = {}
     for path, graph in graphs.items():
         for entry in graph.initializer:
             if entry.data_location == onnx.TensorProto.EXTERNAL and entry.data_type in _TYPES:
-                for name, one in _apart(entry.name, _stored(folder, path, entry), rows_of.get(entry.name)):
+                for name, one in _apart(entry.name, _stored(path, entry), rows_of.get(entry.name)):
                     known = stored.setdefault(name, one)
                     if known != one and known.file == one.file:
                         raise InputError(f"{path}: {name} lies elsewhere than another graph says")
-        grids |= {name: found for node in graph.node for name, found in _grid_of(node)}
+        grids |= {name: found for node in _nodes(graph) for name, found in _grid_of(node)}
+    grids = _whole_rows(stored) | grids
     tensors = {}
     for name, one in stored.items():
         tensor = _tensor(name, one, stored, grids, rows)
@@ -112,10 +115,10 @@ def _graph(path: Path) -> Any:
         raise InputError(f"{path}: is no ONNX graph ({error}); make it again") from error
 
 
-def _stored(folder: Path, graph: Path, entry: Any) -> Stored:
+def _stored(graph: Path, entry: Any) -> Stored:
     place = {pair.key: pair.value for pair in entry.external_data}
     try:
-        path = _folder.contained(folder, place["location"])
+        path = _folder.contained(graph.parent, place["location"])
         offset, length = int(place.get("offset", 0)), int(place["length"])
     except (KeyError, ValueError) as error:
         raise InputError(f"{graph}: {entry.name} does not say where its data is ({error})") from error
@@ -163,6 +166,21 @@ def _apart(name: str, one: Stored, rows: list[int] | None) -> list[tuple[str, St
         )
         for each, start, count in zip(names, starts, rows, strict=True)
     ]
+
+
+def _whole_rows(stored: Mapping[str, Stored]) -> dict[str, str]:
+    """The grid of codes that are turned and multiplied as integers, by no operator that names it."""
+    bases = (name.removesuffix(".rows") for name in stored if name.endswith(".rows"))
+    return {base: _W8A8 for base in bases if f"{base}.scales" in stored}
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """All operators, those in the branches of a merged decoder too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _nodes(attribute.g)
 
 
 def _grid_of(node: Any) -> list[tuple[str, str]]:

@@ -106,10 +106,12 @@ class Lineup:
     def _hybrid(self) -> Checkpoint | None:
         if self._artifact is None:
             return None
-        merged = {
-            name: self._source.tensors[name] if _coded(tensor) and name in self._source.tensors else tensor
-            for name, tensor in self._artifact.tensors.items()
-        }
+        merged = dict(self._artifact.tensors)
+        for name, tensor in self._artifact.tensors.items():
+            exact = self._source.tensors.get(name)
+            # An embedding may have been padded or cut on the way; the source's rows would not fit then.
+            if exact is not None and exact.shape == tensor.shape and _coded(tensor):
+                merged[name] = exact
         return self._artifact.with_tensors(merged)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from gpt54_convert import archs
@@ -14,9 +15,11 @@ from gpt54_convert.verify.verdict import FAIL, PASS, Check
 
 _ROPE_BASE = "rope_parameters.rope_theta|rope_theta"
 _TIED = "tie_word_embeddings"
-# Entries that say how weights are stored or who wrote the file, not what the model is.
+_PADDED = ("vocab",)
+# Entries that say how weights are stored, for whom, or who wrote the file, not what the model is.
 _FREE = {
     "quantization_config",
+    "transformers.js_config",
     "dtype",
     "torch_dtype",
     "architectures",
@@ -27,22 +30,42 @@ _FREE = {
 
 
 def check_kind(subject: Subject, source: Checkpoint, artifact: Checkpoint | None) -> Check | None:
-    """A failed check where the two are not even of one architecture: nothing else could be compared."""
-    ours = source.architecture or source.config.get("model_type")
-    theirs = None
+    """A failed check where the two differ in architecture or sizes: nothing else could be compared."""
+    config: Mapping[str, Any] = {}
     if artifact is not None:
-        theirs = artifact.architecture or artifact.config.get("model_type")
+        config = artifact.config
     elif _folder.has_file(subject.folder, "config.json"):
         config = _folder.read_json(subject.folder / "config.json")
-        found = archs.for_config(config)
-        theirs = found.name if found else config.get("model_type")
-    if theirs is None or ours is None or ours == theirs:
+    known = archs.for_config(config)
+    theirs = (artifact and artifact.architecture) or (known.name if known else config.get("model_type"))
+    ours = source.architecture or source.config.get("model_type")
+    if theirs is None or ours is None:
         return None
+    if ours == theirs:
+        return None if subject.is_student else _check_sizes(source, config)
     detail = (
         f"the artifact is a {theirs} model, but {source.source.path} is a {ours} model; name the one that it "
         "was made from with --against"
     )
     return Check("config", "architecture", FAIL, detail)
+
+
+def _check_sizes(source: Checkpoint, theirs: Mapping[str, Any]) -> Check | None:
+    """A failed check where a model of the same architecture is a larger or smaller one."""
+    if source.architecture is None:
+        return None
+    sizes = archs.by_name(source.architecture).sizes
+    ours, its = sizes(source.config), sizes(theirs)
+    # Rows of an embedding may be padded.
+    differing = [name for name in ours if name in its and name not in _PADDED and ours[name] != its[name]]
+    if not differing:
+        return None
+    told = ", ".join(f"{name} {its[name]} (the model: {ours[name]})" for name in differing)
+    detail = (
+        f"the artifact is of other sizes than {source.source.path}: {told}; name the model that it was made "
+        "from with --against"
+    )
+    return Check("config", "sizes", FAIL, detail)
 
 
 def check_config(subject: Subject, source: Checkpoint, artifact: Checkpoint | None) -> list[Check]:

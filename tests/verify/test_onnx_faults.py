@@ -1,5 +1,6 @@
 """Every fault, put into a good ONNX folder, ends in exit 3; the clean folder in 0."""
 
+import json
 import shutil
 
 import faults
@@ -59,6 +60,35 @@ def test_a_clean_folder_passes(variant, good):
     assert variant != "llama-bias" or "model_in_place.onnx" in names
 
 
+@pytest.mark.parametrize("variant", ["llama", "gpt54"])
+def test_the_layout_of_transformers_js(variant, tmp_path):
+    """Its graphs lie in a folder of their own, the decoders of an encoder-decoder in one."""
+    model = tiny.make(variant)[1]
+    where = Export(output=tmp_path, to=("onnx",), layout="transformers.js")
+    (made,) = run(Recipe(model, Quantize(scheme="int4"), where), Report())
+    assert made.verdict.outcome == "pass", made.verdict.failures
+    assert {check.kind for check in made.verdict.checks if check.outcome == "pass"} >= {"config", "tensors"}
+    assert verify(made.folder, model, OPTIONS).exit_code == 0
+    name = faults.DOWN if variant == "llama" else "decoder.block.1.layer.2.DenseReluDense.wo.weight"
+    (made.folder / "manifest.json").unlink()
+    with onnx_faults.opened(made.folder / "onnx", f"{name}.scales") as scales:
+        scales.reshape(-1)[7] *= 2
+    assert "first ffn.down of layer 1" in named_first(verify(made.folder, model, OPTIONS))
+
+
+def test_weights_that_meet_rounded_inputs_are_compared_too(tmp_path):
+    """No operator over codes reads them; a manifest is not needed."""
+    model = tiny.make("llama")[1]
+    (made,) = run(Recipe(model, Quantize(scheme="w8a8"), Export(tmp_path, to=("onnx",))), Report())
+    assert "tensors" in {check.kind for check in made.verdict.checks if check.outcome == "pass"}
+    (made.folder / "manifest.json").unlink()
+    assert verify(made.folder, model, VerifyOptions("tensors")).exit_code == 0
+    with onnx_faults.opened(made.folder, f"{faults.DOWN.replace('down', 'up')}.scales") as scales:
+        scales[7] *= 1.1
+    verdict = verify(made.folder, model, VerifyOptions("tensors"))
+    assert "first ffn.up of layer 1" in named_first(verdict)
+
+
 @pytest.mark.parametrize("name", faults.SOURCE)
 def test_a_fault_of_conversion_fails(name, good, tmp_path):
     variant, change, first = faults.SOURCE[name]
@@ -95,6 +125,51 @@ def test_a_fault_of_the_tokenizer_fails(name, good, tmp_path):
     verdict = verify(artifact, model, OPTIONS)
     assert verdict.exit_code == 3
     assert "tokenizer" in {check.kind for check in verdict.failures}
+
+
+def _set(file, *path):
+    """A change of one entry of a small JSON file."""
+
+    def change(folder):
+        content = json.loads((folder / file).read_text())
+        *outer, last, value = path
+        place = content
+        for key in outer:
+            place = place[key]
+        place[last] = value
+        (folder / file).write_text(json.dumps(content))
+
+    return change
+
+
+def _cut(file):
+    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:-5])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_set("genai_config.json", "model", "decoder", "num_key_value_heads", 4), "num_key_value_heads 4"),
+        (_set("genai_config.json", "model", "decoder", "filename", "none.onnx"), "'none.onnx'"),
+        (_set("genai_config.json", "model", "eos_token_id", 9), "eos_token_id 9"),
+        (_set("genai_config.json", "model", None), "no decoder"),
+        (_set("generation_config.json", "eos_token_id", 9), "eos_token_id 9"),
+        (_cut("genai_config.json"), "genai_config.json is not a JSON object"),
+        (_cut("tokenizer_config.json"), "tokenizer_config.json is not a JSON object"),
+    ],
+)
+def test_a_fault_in_a_small_file_fails(change, says, good, tmp_path):
+    """Without a manifest, whose hashes would tell."""
+    model, clean = good("llama-bias")
+    artifact = shutil.copytree(clean, tmp_path / "out")
+    (artifact / "manifest.json").unlink()
+    options = VerifyOptions("tensors")
+    assert verify(artifact, model, options).exit_code == 0
+    change(artifact)
+    verdict = verify(artifact, model, options)
+    assert verdict.exit_code == 3
+    (found,) = verdict.failures
+    assert says in found.detail
 
 
 def test_a_truncated_file_is_refused(good, tmp_path):

@@ -6,16 +6,20 @@ import sys
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import tiny
 from click.testing import CliRunner
 
 from gpt54_convert import cli, data, pipeline
 from gpt54_convert.core.report import Report
+from gpt54_convert.forward.batch import Document, stack
+from gpt54_convert.loaders import load
 from gpt54_convert.pipeline import run
 from gpt54_convert.prune.step import Prune
-from gpt54_convert.recipe import Convert, Export, Recipe
-from gpt54_convert.verify import overlap, runners, tokenizer
+from gpt54_convert.recipe import Convert, Export, Quantize, Recipe
+from gpt54_convert.verify import overlap, runners, stages, tokenizer
+from gpt54_convert.verify.options import VerifyOptions
 
 FEW = ["--tokens", "640", "--context", "64", "--threads", "1"]
 
@@ -114,6 +118,30 @@ def test_without_a_manifest_the_model_must_be_named(artifact, tmp_path):
     assert call("verify", copied, "--against", tiny.make("llama")[1], "--level", "tensors", "-q")[0] == 0
 
 
+_FILE_BELOW = {"name": "../../other", "size_bytes": 1, "sha256": ""}
+
+
+@pytest.mark.parametrize(
+    ("entry", "content"),
+    [
+        *(("outputs", content) for content in (None, [], "text", [{}], [_FILE_BELOW])),
+        *(("tensors", content) for content in (None, "text", [{}], [{"name": "a"}])),
+        *(("recipe", content) for content in (None, [], {"quantize": None}, {"passes": None})),
+        *(("source", content) for content in (None, "text", {"path": 3})),
+    ],
+)
+def test_a_manifest_that_was_edited_is_refused(artifact, entry, content, tmp_path):
+    copied = shutil.copytree(artifact, tmp_path / "copy")
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest[entry] = content
+    if content is None:
+        del manifest[entry]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    code, result = call("verify", copied, "--level", "tensors")
+    assert code == 1
+    assert f"manifest.json: {entry!r} is not as it was written" in str(result.exception)
+
+
 def test_a_changed_file_exits_3(artifact, tmp_path):
     copied = shutil.copytree(artifact, tmp_path / "copy")
     (copied / "config.json").write_text((copied / "config.json").read_text() + " ")
@@ -193,12 +221,53 @@ def test_a_student_is_judged_by_how_it_predicts(tmp_path):
     assert call("verify", tmp_path / "safetensors", *FEW, *gate, "-q")[0] == 3
 
 
+def test_weights_that_cannot_be_compared_are_no_pass(artifact, tmp_path):
+    """Those of a student, say, or of another tool's graphs, where nobody looks at the answers either."""
+    copied = shutil.copytree(artifact, tmp_path / "copy")
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["recipe"]["passes"] = [{"smooth": {}}]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    code, result = call("verify", copied, "--level", "tensors", "--json")
+    assert code == 4
+    assert "--level all" in json.loads(result.stdout)["checks"][-1]["detail"]
+    assert call("verify", copied, *FEW, "-q")[0] == 0
+
+
 def test_another_kind_of_model_is_no_source(artifact):
     code, result = call("verify", artifact, "--against", data.model_path(), "--json")
     assert code == 3
     last = json.loads(result.stdout)["checks"][-1]
     assert (last["kind"], last["name"]) == ("config", "architecture")
     assert "gpt54" in last["detail"]
+
+
+@pytest.mark.parametrize("level", ["tensors", "outputs", "all"])
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_hidden_layers": 3}, "layers 2 (the model: 3)"),
+        ({"hidden_size": 32}, "width 64 (the model: 32)"),
+    ],
+)
+def test_a_larger_or_smaller_model_is_no_source(artifact, changes, says, level):
+    code, result = call(
+        "verify", artifact, "--against", tiny.make("llama", **changes)[1], "--json", "--level", level, *FEW
+    )
+    assert code == 3
+    last = json.loads(result.stdout)["checks"][-1]
+    assert (last["kind"], last["name"]) == ("config", "sizes")
+    assert says in last["detail"]
+
+
+def test_more_rows_of_an_embedding_are_no_traceback(tmp_path):
+    """Rows are padded by some tools, so this alone does not say that the model is another one."""
+    step = Quantize(scheme="q8_0")
+    run(Recipe(tiny.make("llama")[1], step, Export(tmp_path, to=("gguf",), verify=False)), Report())
+    module = stages.Lineup(
+        load(tiny.make("llama", extra_vocab=8)[1]), load(tmp_path / "gguf"), {}, VerifyOptions(threads=1)
+    )
+    batch = stack([Document(np.arange(9), np.arange(9))], 0)
+    assert np.isfinite(module.converted().logits(batch)).all()
 
 
 @pytest.mark.parametrize(
