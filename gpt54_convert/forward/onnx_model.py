@@ -27,7 +27,7 @@ _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class Graph:
-    """One graph: its inputs by name, and what it answers by name."""
+    """One graph: its inputs by name, what it answers by name, and whether some of that is in float16."""
 
     def __init__(self, path: Path, threads: int, content: bytes | None = None) -> None:
         """Open the graph at `path`, or `content` in its place, with the files of weights that lie there.
@@ -45,7 +45,9 @@ class Graph:
         except Exception as error:  # its exceptions have no common base
             raise InputError(f"{path}: ONNX Runtime cannot load it: {error}") from error
         self.inputs = {entry.name: entry for entry in self._session.get_inputs()}
-        self._outputs = [entry.name for entry in self._session.get_outputs()]
+        outputs = self._session.get_outputs()
+        self._outputs = [entry.name for entry in outputs]
+        self.half = any(_TYPES.get(entry.type) == np.float16 for entry in outputs)
 
     def run(self, feed: Arrays) -> dict[str, NDArray[Any]]:
         """The answers to `feed`, of which the graph takes what it knows."""
@@ -82,6 +84,7 @@ class OnnxModel:
     """A folder of graphs of one kind of model (`decoder`, `encoder`, `encoder-decoder`).
 
     int8_inputs: its kernels round what enters a quantized layer (MatMulNBits at accuracy level 4).
+    half: it computes in float16.
     """
 
     int8_inputs = True
@@ -94,15 +97,11 @@ class OnnxModel:
         Raises InputError where one is missing or ONNX Runtime cannot load it.
         """
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
-        names = ["model"]
-        if kind == "encoder-decoder":
-            names = ["encoder_model", "decoder_model", "decoder_with_past_model"]
-            if look_for(folder, MERGED):
-                names = ["encoder_model", MERGED]
-        paths = [find(folder, name) for name in names]
+        paths = files(folder, kind)
         opened = [Graph(path, threads, (contents or {}).get(path.name)) for path in paths]
+        self.half = any(graph.half for graph in opened)
         self._graphs: list[Any] = opened
-        if names[-1] == MERGED:
+        if paths[-1].name.startswith(MERGED):
             self._graphs = [opened[0], _Branch(opened[1], False), _Branch(opened[1], True)]
         self._answer = {"decoder": _decode, "encoder": _encode, "encoder-decoder": _translate}[kind]
 
@@ -132,6 +131,16 @@ class _Branch:
         switch = {"use_cache_branch": np.array([self._later])}
         found = self._graph.run({**self._graph.empty_past(rows), **feed, **switch})
         return {name: value for name, value in found.items() if value.size}
+
+
+def files(folder: Path, kind: str) -> list[Path]:
+    """The graphs of one kind of model in a folder.  Raises InputError where one is missing."""
+    names = ["model"]
+    if kind == "encoder-decoder":
+        names = ["encoder_model", "decoder_model", "decoder_with_past_model"]
+        if look_for(folder, MERGED):
+            names = ["encoder_model", MERGED]
+    return [find(folder, name) for name in names]
 
 
 def find(folder: Path, stem: str) -> Path:

@@ -15,7 +15,7 @@ from gpt54_convert.errors import InputError, MeasureError, UnsupportedError
 from gpt54_convert.forward.batch import Batch, Document, stack
 from gpt54_convert.forward.documents import cut
 from gpt54_convert.verify import documents as docs
-from gpt54_convert.verify import gates, metrics, runners, second, stages
+from gpt54_convert.verify import gates, graphs, metrics, runners, stages
 from gpt54_convert.verify.artifact import Subject, grids_of, is_superblock, kind_of
 from gpt54_convert.verify.judge import SPLIT_TOKENS, Bench, Judge, size_and_quality
 from gpt54_convert.verify.options import VerifyOptions
@@ -64,12 +64,14 @@ def measure(
             judged = _judged(result, source, documents, runner, lineup, wanted, options, report)
         except MeasureError as error:
             return replace(result, checks=[*result.checks, Check("outputs", "runtime", UNKNOWN, str(error))])
-        # The quick level is for what was written just now, when both were checked beside torch.
-        other = None if options.quick else second.of(module, subject.path, source, options.threads)
-        if other is None:
+        # The quick level is for what was written just now, when its graphs were checked beside torch.
+        if options.quick or not hasattr(module, "open_exact"):
             return judged
-        other.listen(documents, runner)
-    return replace(judged, checks=[*judged.checks, other.check()])
+        exact = graphs.Graphs(module, subject.path, source, kind, options.threads)
+        exact.listen(documents, runner)
+    own = lineup.dequantized() if lineup.can_split else None
+    noise = next(iter((judged.about.get("noise_floor") or {}).values()), 0.0)
+    return replace(judged, checks=[*judged.checks, *exact.check(own, noise)])
 
 
 def _judged(

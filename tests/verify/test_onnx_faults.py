@@ -212,3 +212,33 @@ def test_a_fault_in_the_second_graph_alone_fails(change, good, tmp_path):
     verdict = verify(artifact, model, OPTIONS)
     assert verdict.exit_code == 3
     assert [check.name for check in verdict.failures] == ["model_in_place.onnx"]
+
+
+def _slower(graph):
+    table = next(each for each in graph.initializer if each.name.endswith("inv_freq"))
+    values = onnx.numpy_helper.to_array(table).copy()
+    values[..., 1:] *= 0.9
+    table.CopyFrom(onnx.numpy_helper.from_array(values, table.name))
+
+
+def _other_epsilon(graph):
+    for node in graph.node:
+        for entry in node.attribute:
+            if entry.name == "epsilon":
+                entry.f *= 100
+
+
+@pytest.mark.parametrize("change", [_slower, _other_epsilon])
+def test_a_fault_of_the_graph_that_rounding_would_hide_fails(change, good, tmp_path):
+    model, clean = good("llama")
+    artifact = shutil.copytree(clean, tmp_path / "out")
+    (artifact / "manifest.json").unlink()
+    for path in artifact.glob("*.onnx"):  # in both graphs alike
+        graph = onnx.load(path, load_external_data=False)
+        before = graph.SerializeToString()
+        change(graph.graph)
+        assert graph.SerializeToString() != before
+        path.write_bytes(graph.SerializeToString())
+    verdict = verify(artifact, model, OPTIONS)
+    assert verdict.exit_code == 3
+    assert "graph" in [check.name for check in verdict.failures]

@@ -2,9 +2,9 @@
 
 A runner's file has `CONTAINERS` (those it opens), `NEEDS` (packages), `INSTALL` (what to type where one is
 missing) and `open_runner(path, source, context, threads) -> Runner`.  It may import its runtime at the top:
-it is loaded only when an artifact asks for it.  Where artifacts hold a second graph for other loaders, it has
-`second(path) -> Path | None` and, as context managers with `logits`, `open_second(path, threads, exactly)`
-and `open_exact(path, source, threads)`, the first graph without rounding of what enters products.
+it is loaded only when an artifact asks for it.  Where its kernels round what enters products and need not,
+it has `open_exact(path, source, threads)`, a context manager with `logits`; and `second(path)`, a path or
+None: a second graph for other loaders, which `open_second(path, threads, exactly)` opens likewise.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.exporters._onnx_exact import exact
 from gpt54_convert.exporters._onnx_layout import IN_PLACE
 from gpt54_convert.forward.onnx_in_place import InPlaceModel
-from gpt54_convert.forward.onnx_model import OnnxModel, find
+from gpt54_convert.forward.onnx_model import OnnxModel, files
 
 CONTAINERS = ("onnx",)
 NEEDS = ("onnxruntime",)
@@ -23,9 +23,11 @@ def open_runner(path: Path, source: Checkpoint, context: int, threads: int) -> O
 
 
 def open_exact(path: Path, source: Checkpoint, threads: int) -> OnnxModel:
-    """The first graph of a decoder that has a second one, without rounding what enters products."""
-    graph = find(path, "model")
-    return OnnxModel(path, _kind(source), threads, {graph.name: exact(graph.read_bytes())})
+    """The same, without rounding what enters products."""
+    kind = _kind(source)
+    return OnnxModel(
+        path, kind, threads, {graph.name: exact(graph.read_bytes()) for graph in files(path, kind)}
+    )
 
 
 def second(path: Path) -> Path | None:
