@@ -48,7 +48,7 @@ RUNTIMES = {
     "exporters._onnx_calls": {"torch", "transformers"},
     "exporters._onnx_exact": {"onnx"},
     "exporters._onnx_fuse": {"onnx_ir"},
-    "exporters._onnx_check": {"onnx"},
+    "exporters._onnx_check": {"onnx", "torch"},
     "exporters._onnx_graph": {"onnx_ir"},
     "exporters._onnx_in_place": {"onnx_ir"},
     "exporters._onnx_int8": {"onnx_ir"},

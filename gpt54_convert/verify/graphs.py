@@ -24,8 +24,8 @@ from gpt54_convert.verify.verdict import FAIL, PASS, Check
 
 TOKENS = 256
 _FIGURES = {metrics.LOGITS: "kl_mean_nats", metrics.HIDDEN: "hidden_nmse"}
-# Mean KL in nats, or squared error.  Float32 itself leaves 1e-13 to 1e-10, and graphs come to about as much; an
-# epsilon a hundred times too large in a tiny model with layers of 4 bits to 6e-7.
+# Mean KL in nats, or squared error.  Float32 itself leaves 1e-13 to 1e-10, and graphs come to about as much;
+# an epsilon a hundred times too large, in a tiny model with layers of 4 bits, to 6e-7.
 _LIMIT, _HALF, _SECOND = 1e-8, 1e-3, 1e-3
 _NOISE = 100.0  # times what float32 leaves, in models that make much of it
 _FACTOR = 2.0
