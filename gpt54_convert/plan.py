@@ -130,7 +130,7 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> list[Contain
     for note in checkpoint.notes:
         report.note(note)
     asked = tuple(dict.fromkeys(recipe.export.to))
-    views = _views(recipe, checkpoint)
+    views = _views(recipe, checkpoint, report)
     plans: list[ContainerPlan] = []
     problems: list[tuple[str, ConvertError]] = []
     with ExitStack() as stack:
@@ -152,14 +152,21 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> list[Contain
     return plans
 
 
-def _views(recipe: Recipe, checkpoint: Checkpoint) -> _Views:
+def _views(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> _Views:
     if not isinstance(recipe.step, Quantize):
         return _Views("rtn")
     if recipe.step.stats is None:
         return _Views(recipe.step.solver)
     from gpt54_convert.calibrate import imatrix_file
 
-    return _Views(recipe.step.solver, imatrix_file.read(recipe.step.stats, checkpoint))
+    statistics = imatrix_file.read(recipe.step.stats, checkpoint)
+    missing = imatrix_file.missing(statistics, checkpoint)
+    if missing:
+        report.note(
+            f"--stats {recipe.step.stats} knows nothing of {len(missing)} matrices within layers, "
+            f"{missing[0]} the first; their scales are searched without it (was it made from another model?)"
+        )
+    return _Views(recipe.step.solver, statistics)
 
 
 def _join(problems: list[tuple[str, ConvertError]]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt54_convert.calibrate.options import Calibration
-from gpt54_convert.core.options import option, to_dict
+from gpt54_convert.core.options import check_threads, option, to_dict
 from gpt54_convert.core.passes import Pass, as_dict
 from gpt54_convert.errors import UsageError
 from gpt54_convert.quantize.schemes import BITS, SCHEMES
@@ -165,6 +165,9 @@ class Export:
     )
     threads: int = option(0, "Worker threads; 0 takes one per core.", metavar="N")
     verify: bool = option(True, "Take a quick look at what was written, and record the verdict.")
+
+    def __post_init__(self) -> None:
+        check_threads(self.threads)
 
 
 @dataclass(frozen=True)

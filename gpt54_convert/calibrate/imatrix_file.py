@@ -99,6 +99,20 @@ def read(path: Path, checkpoint: Checkpoint) -> dict[str, Statistics]:
     return found
 
 
+def missing(statistics: Mapping[str, Statistics], checkpoint: Checkpoint) -> list[str]:
+    """Matrices within layers that multiply something, of which there are no statistics."""
+    if checkpoint.architecture is None:
+        return []
+    architecture = archs.by_name(checkpoint.architecture)
+    found = []
+    for name, tensor in checkpoint.tensors.items():
+        match = architecture.match(name)
+        within = match is not None and match.layer is not None and not match.role.endswith("rel_bias")
+        if within and len(tensor.shape) == 2 and name not in statistics:
+            found.append(name)
+    return found
+
+
 def _values(file: gguf.GgufFile, name: str) -> Any:
     stored = file.tensors.get(name)
     if stored is None or stored.type != "F32":

@@ -10,6 +10,7 @@ import click
 from gpt54_convert.calibrate.options import Calibration
 from gpt54_convert.cli._options import build, model_argument, options_of, output_options, resolve_model
 from gpt54_convert.cli._terminal import TerminalReport, print_json
+from gpt54_convert.core.options import MOST_THREADS
 
 
 @click.command("calibrate")
@@ -25,7 +26,7 @@ from gpt54_convert.cli._terminal import TerminalReport, print_json
 )
 @options_of(Calibration)
 @click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="Worker threads; 0 takes one per core."
+    "--threads", type=click.IntRange(0, MOST_THREADS), default=0, help="Worker threads; 0 takes one per core."
 )
 @output_options
 def command(

@@ -10,6 +10,7 @@ import click
 
 from gpt54_convert.cli._options import build, options_of, output_options
 from gpt54_convert.cli._terminal import TerminalReport, print_json
+from gpt54_convert.core.options import MOST_THREADS
 from gpt54_convert.sessions._options import Sampling
 
 
@@ -18,7 +19,9 @@ from gpt54_convert.sessions._options import Sampling
 @click.option("--prompt", metavar="TEXT", help="What the model reads. Default: standard input.")
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
 @options_of(Sampling)
-@click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N", help="0 takes one per core.")
+@click.option(
+    "--threads", type=click.IntRange(0, MOST_THREADS), default=0, metavar="N", help="0 takes one per core."
+)
 @output_options
 def command(
     artifact: Path,

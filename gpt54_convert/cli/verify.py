@@ -43,13 +43,13 @@ def command(
     report = TerminalReport(quiet, verbose)
     files = {kind: values.pop(kind) for kind in ("junit", "markdown", "html")}
     verdict = verify(artifact, against, build(VerifyOptions, values), report)
-    for kind, path in files.items():
-        if path is not None:
-            write(kind, verdict, path)
     if as_json:
         print_json(verdict.to_dict())
     elif not quiet:
         from gpt54_convert.cli._verdict import show
 
         show(verdict, verbose)
+    for kind, path in files.items():  # last: the verdict is known whether or not they can be written
+        if path is not None:
+            write(kind, verdict, path)
     sys.exit(verdict.exit_code)

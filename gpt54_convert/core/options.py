@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from gpt54_convert.errors import UsageError
+
+MOST_THREADS = 256
+
 
 def option(default: Any, help_text: str, **extra: Any) -> Any:
     """A field with the words that help, docs and recipes show for it.
@@ -14,6 +18,12 @@ def option(default: Any, help_text: str, **extra: Any) -> Any:
     it from.
     """
     return dataclasses.field(default=default, metadata={"help": help_text, **extra})
+
+
+def check_threads(count: int) -> None:
+    """Raise UsageError for numbers of threads that no runtime could start, or that would stop a machine."""
+    if not 0 <= count <= MOST_THREADS:
+        raise UsageError(f"--threads must be 1 to {MOST_THREADS}, or 0 for one per core; it is {count}")
 
 
 def to_dict(options: Any) -> dict[str, Any]:

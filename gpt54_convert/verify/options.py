@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt54_convert.core.options import option
+from gpt54_convert.core.options import check_threads, option
 from gpt54_convert.errors import UsageError
 
 LEVELS = ("tensors", "outputs", "all")
@@ -43,6 +43,7 @@ class VerifyOptions:
             raise UsageError(f"--context {self.context} is too short to measure anything; take 16 or more")
         if self.tokens < 1:
             raise UsageError("--tokens must be at least 1")
+        check_threads(self.threads)
 
     @property
     def length(self) -> int:

@@ -66,7 +66,11 @@ def test_anybodys_file_weighs_the_search(collected, tmp_path):
     stats = theirs(tmp_path / "theirs.gguf")
     export = Export(output=tmp_path / "out", to=("gguf",))
     recipe = Recipe(folder, Quantize(scheme="q4_0", method="imatrix", stats=stats), export)
-    artifact = pipeline.run(recipe, Report())[0]
+    heard = []
+    report = Report()
+    report.note = heard.append
+    artifact = pipeline.run(recipe, report)[0]
+    assert [note for note in heard if "knows nothing of 13 matrices" in note and "layers.0.self_attn" in note]
     file = loaders.load(next(artifact.folder.glob("*.gguf")))
     source = loaders.load(folder)
     importance = np.linspace(1, 50, 96, dtype=np.float32) / 5

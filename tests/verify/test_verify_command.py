@@ -277,6 +277,8 @@ def test_more_rows_of_an_embedding_are_no_traceback(tmp_path):
         (("--gate", "nonsense"), 2, "is no gate"),
         (("--gate", "kl_mean<=1.1*baseline"), 2, "--baseline"),
         (("--gate", "kl_mean<=1", "--level", "tensors"), 2, "--level tensors"),
+        (("--gate", "top1>=90"), 2, "write 90% or 0.9"),
+        (("--threads", "9999"), 2, "--threads must be 1 to 256"),
         (("--tokens", "0"), 2, "--tokens"),
         (("--context", "3"), 2, "--context 3"),
         (("--text", "missing.txt"), 1, "missing.txt"),
@@ -296,3 +298,12 @@ def test_mistakes_get_one_sentence_before_any_work(artifact, words, code, says, 
     assert found == code
     assert says in str(result.exception)
     assert "\n" not in str(result.exception)
+
+
+def test_a_report_that_cannot_be_written_does_not_cost_the_verdict(artifact, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, result = call(
+        "verify", artifact, "--level", "tensors", "--json", "--html", tmp_path / "file" / "x.html"
+    )
+    assert code == 1 and "cannot write" in str(result.exception)
+    assert json.loads(result.stdout)["verdict"] == "pass"
