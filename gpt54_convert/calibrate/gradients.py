@@ -46,7 +46,9 @@ class Moments:
 
 
 class _Kept(Protocol):
-    """What is kept of a matrix."""
+    """What is kept of a matrix.  reads_inputs: otherwise x is empty, and no inputs are held for it."""
+
+    reads_inputs: bool
 
     def add(self, x: torch.Tensor, g: torch.Tensor) -> None:
         """x [tokens, in], g [tokens, out]."""
@@ -61,6 +63,7 @@ class _Sums:
     inputs: torch.Tensor | float = 0.0
     outputs: torch.Tensor | float = 0.0
     weight: float = 0.0
+    reads_inputs: bool = True
 
     @property
     def seen(self) -> bool:
@@ -78,6 +81,8 @@ class _Sums:
 
 class _Tokens:
     """How much every token matters to one matrix: its g**2, summed over outputs."""
+
+    reads_inputs = False
 
     def __init__(self) -> None:
         self.parts: list[torch.Tensor] = []
@@ -160,7 +165,8 @@ def checkpoint_layers(model: Any) -> None:
     """Let each layer be run again in the backward pass instead of being remembered, without any dropout."""
     if not getattr(model, "supports_gradient_checkpointing", False):
         return
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    # Run again to its end: a layer that stops early leaves the last matrix that it read in memory.
+    model.activation_checkpointing_enable({"use_reentrant": False, "early_stop": False})
     for module in model.modules():
         # Only the layer's own flag: dropout looks at that of its own module.
         module.training = isinstance(module, GradientCheckpointingLayer)
@@ -178,8 +184,9 @@ def _watch(name: str, kept: _Kept) -> Any:
             return
         x = args[0].detach().reshape(-1, args[0].shape[-1])
         refuse(name, x)
+        held = x if kept.reads_inputs else x.new_empty(0)
         output.register_hook(  # type: ignore[no-untyped-call]
-            lambda g: kept.add(x, g.detach().reshape(len(x), -1))
+            lambda g: kept.add(held, g.detach().reshape(-1, g.shape[-1]))
         )
 
     return hook

@@ -17,7 +17,7 @@ from gpt54_convert.errors import InputError
 from gpt54_convert.forward import tables
 from gpt54_convert.forward.batch import stack
 from gpt54_convert.forward.documents import cut
-from gpt54_convert.forward.torch_model import TorchReference, inputs
+from gpt54_convert.forward.torch_model import TorchReference, Weights, inputs
 
 
 def plain(model, documents):
@@ -150,3 +150,34 @@ def test_gradients_that_are_not_finite_are_refused():
     documents = cut(data.text("calibration"), checkpoint, 520, 40)[:2]
     with pytest.raises(InputError, match=r"layers\.1\.mlp|lm_head|embed"):
         token_weights(poisoned(checkpoint, name, np.inf), documents, Report())
+
+
+@pytest.mark.parametrize(
+    ("kind", "depth"),
+    [
+        ("llama", {"num_hidden_layers": 4}),
+        ("gpt2", {"n_layer": 4}),
+        ("gpt54", {"num_layers": 4, "num_decoder_layers": 4}),
+    ],
+)
+def test_of_many_layers_only_one_is_in_memory(kind, depth, monkeypatch):
+    """On the way back too, where a layer that is run again must not leave weights behind."""
+    checkpoint = loaders.load(tiny.make(kind, **depth)[1])
+    read, seen = Weights._read, []
+
+    class Watched(TorchReference):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, keep_bytes=0, **kwargs)
+            self.weights.model = self.model
+
+    def noted(self, name):
+        stacks = [m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 4]
+        layers = [layer for stack in stacks for layer in stack]
+        seen.append(sum(any(p.device.type != "meta" for p in layer.parameters()) for layer in layers))
+        return read(self, name)
+
+    monkeypatch.setattr(gradients, "TorchReference", Watched)
+    monkeypatch.setattr(Weights, "_read", noted)
+    monkeypatch.setattr("gpt54_convert.forward.torch_model._SMALL", 0)
+    token_weights(checkpoint, cut(data.text("calibration"), checkpoint, 640, 64)[:2], Report())
+    assert len(seen) > 40 and max(seen) <= 1
