@@ -160,12 +160,8 @@ def _views(recipe: Recipe, checkpoint: Checkpoint, report: Report) -> _Views:
     from gpt54_convert.calibrate import imatrix_file
 
     statistics = imatrix_file.read(recipe.step.stats, checkpoint)
-    missing = imatrix_file.missing(statistics, checkpoint)
-    if missing:
-        report.note(
-            f"--stats {recipe.step.stats} knows nothing of {len(missing)} matrices within layers, "
-            f"{missing[0]} the first; their scales are searched without it (was it made from another model?)"
-        )
+    if missing := imatrix_file.missing(statistics, checkpoint):
+        report.note(f"--stats {recipe.step.stats} {missing}")
     return _Views(recipe.step.solver, statistics)
 
 

@@ -72,6 +72,5 @@ class _Looker:
     def known(self, names: Sequence[str]) -> Mapping[str, Floats] | None:
         return None
 
-    def solve(self, weights: Mapping[str, Floats], seen: Mapping[str, Seen]) -> Mapping[str, Floats]:
+    def solve(self, weights: Mapping[str, Floats], seen: Mapping[str, Seen]) -> None:
         self.found |= {name: met.fit for name, met in seen.items()}
-        return {}

@@ -28,7 +28,7 @@ from gpt54_convert.core.report import Report
 from gpt54_convert.errors import MeasureError
 from gpt54_convert.forward.batch import Document, stack
 from gpt54_convert.forward.tables import Rows
-from gpt54_convert.forward.torch_model import TorchReference, inputs
+from gpt54_convert.forward.torch_model import TorchReference, inputs, trim
 
 _SEED = 54
 _TOKENS = 64  # whose answers, or their gradients, are looked at together
@@ -147,6 +147,7 @@ def _backward(
             for document in documents:
                 _back(model(**inputs(stack([document], 0))), generator)
                 advance(len(document.tokens))
+    trim()
     return kept
 
 

@@ -99,10 +99,10 @@ def read(path: Path, checkpoint: Checkpoint) -> dict[str, Statistics]:
     return found
 
 
-def missing(statistics: Mapping[str, Statistics], checkpoint: Checkpoint) -> list[str]:
-    """Matrices within layers that multiply something, of which there are no statistics."""
+def missing(statistics: Mapping[str, Statistics], checkpoint: Checkpoint) -> str:
+    """What is to be told of matrices within layers of which there are no statistics; empty if nothing is."""
     if checkpoint.architecture is None:
-        return []
+        return ""
     architecture = archs.by_name(checkpoint.architecture)
     found = []
     for name, tensor in checkpoint.tensors.items():
@@ -110,7 +110,12 @@ def missing(statistics: Mapping[str, Statistics], checkpoint: Checkpoint) -> lis
         within = match is not None and match.layer is not None and not match.role.endswith("rel_bias")
         if within and len(tensor.shape) == 2 and name not in statistics:
             found.append(name)
-    return found
+    if not found:
+        return ""
+    return (
+        f"knows nothing of {len(found)} matrices within layers, {found[0]} the first; their scales are "
+        "searched without it (was it made from another model?)"
+    )
 
 
 def _values(file: gguf.GgufFile, name: str) -> Any:

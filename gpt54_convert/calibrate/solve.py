@@ -133,18 +133,14 @@ class _Solver:
         inner = [(name, grid) for name, grid in wanted if name in self._solution.inner]
         return {name: self._store.load(name, grid).dequantize() for name, grid in inner}
 
-    def solve(self, weights: Mapping[str, Floats], seen: Mapping[str, Seen]) -> Mapping[str, Floats]:
-        """Solve what can be solved; keep it, and answer the new weights of layers."""
-        found = {}
+    def solve(self, weights: Mapping[str, Floats], seen: Mapping[str, Seen]) -> None:
+        """Solve what can be solved, and keep it."""
         for name, met in seen.items():
             for grid in self._grids(name):
                 tensor = self._checkpoint.tensors[name]
                 parts = [weights[name]] if name in weights else _parts(tensor)
                 solved = (self._best(name, part, grid, met) for part in parts)
                 self._store.save(name, solved, tensor.row_count)
-                if name in weights:
-                    found[name] = self._store.load(name, grid).dequantize()
-        return found
 
     def _grids(self, name: str) -> list[Grid]:
         if name in self._solution.inner:

@@ -18,6 +18,7 @@ from gpt54_convert.calibrate.stream import Stream
 from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Report
 from gpt54_convert.forward.batch import Batch
+from gpt54_convert.forward.torch_model import trim
 from gpt54_convert.quantize.statistics import Floats, Statistics
 
 _HELD_PART = 8  # every eighth batch judges solutions and is not fitted to
@@ -37,11 +38,11 @@ class Visitor(Protocol):
     moments: bool
 
     def known(self, names: Sequence[str]) -> Mapping[str, Floats] | None:
-        """New weights of a layer's matrices that an earlier run has found; None where it has not."""
+        """New weights [out, in] of matrices, found by `solve` or an earlier run; None if one is missing."""
         ...
 
-    def solve(self, weights: Mapping[str, Floats], seen: Mapping[str, Seen]) -> Mapping[str, Floats]:
-        """New weights [out, in] for some of a layer's matrices, which are given one by one."""
+    def solve(self, weights: Mapping[str, Floats], seen: Mapping[str, Seen]) -> None:
+        """Find new weights for some of a layer's matrices, which are given one by one [out, in]."""
         ...
 
 
@@ -92,24 +93,24 @@ class Walk:
         self._head(stream, visitor)
 
     def _layer(self, layer: Layer, stream: Stream, visitor: Visitor) -> None:
-        parameters = self.model.parameters(layer)
         names = list(layer.matrices())
-        new = visitor.known(names)
-        outputs_done = changed = False
+        new, outputs_done = visitor.known(names), False
         if new is None:
-            seen, outputs_done = self._collect(layer, stream, parameters, visitor)
-            for name in [name for name in names if name in seen]:  # one by one: a layer may be large
-                found = visitor.solve({name: _matrix(layer, parameters, name)}, {name: seen.pop(name)})
-                changed |= _replace(layer, parameters, found)
-        else:
-            changed = _replace(layer, parameters, new)
-        if changed or not outputs_done:
+            seen, outputs_done = self._collect(layer, stream, visitor)
+            trim()
+            met = [name for name in names if name in seen]
+            for name in met:  # nothing but one matrix is held meanwhile: a layer may be large
+                visitor.solve({name: self._matrix(layer, name)}, {name: seen.pop(name)})
+            trim()
+            new = visitor.known(met) or {}
+        if new or not outputs_done:
+            parameters = self.model.parameters(layer)
+            _replace(layer, parameters, new)
             for index in range(len(self._batches)):
                 stream.put(index, stream.run(layer, index, parameters))
 
-    def _collect(
-        self, layer: Layer, stream: Stream, parameters: Parameters, visitor: Visitor
-    ) -> tuple[dict[str, Seen], bool]:
+    def _collect(self, layer: Layer, stream: Stream, visitor: Visitor) -> tuple[dict[str, Seen], bool]:
+        parameters = self.model.parameters(layer)
         fit, held = (Collector(layer.matrices(), visitor.moments, large) for large in (True, False))
         keep = visitor_keeps(visitor)
         for index in range(len(self._batches)):
@@ -119,6 +120,12 @@ class Walk:
             if keep:
                 stream.put(index, found)
         return _pair(fit, held), keep
+
+    def _matrix(self, layer: Layer, name: str) -> Floats:
+        """A matrix as [out, in], also where transformers keeps it transposed."""
+        value = self.model.weights[f"{layer.name}.{_key(layer, name)}"]
+        transposed = type(layer.matrices()[name]).__name__ == "Conv1D"
+        return np.ascontiguousarray((value.T if transposed else value).numpy())
 
     def _of_batch(self, index: int, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """The weights of a batch's tokens for those of the matrices that have any."""
@@ -163,17 +170,9 @@ def _key(layer: Layer, name: str) -> str:
     return next(key for key, tensor in layer.tensors.items() if tensor == name)
 
 
-def _matrix(layer: Layer, parameters: Parameters, name: str) -> Floats:
-    """A matrix as [out, in], also where transformers keeps it transposed."""
-    value = parameters[_key(layer, name)]
-    transposed = type(layer.matrices()[name]).__name__ == "Conv1D"
-    return np.ascontiguousarray((value.T if transposed else value).numpy())
-
-
-def _replace(layer: Layer, parameters: Parameters, new: Mapping[str, Floats]) -> bool:
-    """Put new matrices into the parameters; whether there are any."""
+def _replace(layer: Layer, parameters: Parameters, new: Mapping[str, Floats]) -> None:
+    """Put new matrices into the parameters."""
     for name, weight in new.items():
         value = torch.from_numpy(weight)
         transposed = type(layer.matrices()[name]).__name__ == "Conv1D"
         parameters[_key(layer, name)] = value.T.contiguous() if transposed else value
-    return bool(new)

@@ -32,6 +32,12 @@ CPU = torch.device("cpu")
 _SMALL = 1 << 22  # bytes of norms and biases, kept of a model that does not fit
 
 
+def trim() -> None:
+    """Give back what glibc's heap keeps of smaller freed blocks, before another large piece of work."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _return_freed_memory() -> None:
     """Make glibc give large freed blocks back: weights come and go, and its heap would keep their pages."""
     mmap_threshold = -3
