@@ -145,6 +145,7 @@ def _backward(
         total = sum(len(document.tokens) for document in documents)
         with report.progress(title, total) as advance, half_precision():
             for document in documents:
+                trim()
                 _back(model(**inputs(stack([document], 0))), generator)
                 advance(len(document.tokens))
     trim()
