@@ -30,7 +30,7 @@ from gpt54_convert.core.checkpoint import Checkpoint
 from gpt54_convert.core.report import Advance, Report
 from gpt54_convert.core.workspace import as_output_error
 from gpt54_convert.forward.batch import Batch, stack
-from gpt54_convert.forward.torch_model import CPU, TorchReference, inputs
+from gpt54_convert.forward.torch_model import CPU, TorchReference, inputs, trim
 
 _STEPS = 32  # about, in whole passes over the text, two at least
 _RATE = 1e-3  # relative change of a scale by a step
@@ -191,6 +191,7 @@ class Objective:
         size = max(1, _ANSWER_BYTES // (4 * max(1024, self._width) * batch.tokens.shape[1]))
         documents = list(batch.documents)
         for start in range(0, len(documents), size):
+            trim()
             part = stack(documents[start : start + size], 0)
             with torch.no_grad():
                 original, is_logits = self._answers(part)
