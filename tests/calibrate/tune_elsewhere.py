@@ -20,13 +20,13 @@ from gpt54_convert.forward.torch_model import TorchReference
 
 def main(kind, target, folder, kept):
     _registered = other_device.register()
-    tune._STEPS = 10
+    tune._STEPS = 6
     tune.TorchReference = partial(TorchReference, keep_bytes=int(kept))
     found, said = [], []
     for name in ("cpu", other_device.NAME):
         checkpoint, batches, solution, store = setup(tiny.make(kind)[1], Path(folder) / name, target)
         tune.fastest = partial(torch.device, name)
-        tune.tune(solution, store, checkpoint, batches[:5], heard := Heard())
+        tune.tune(solution, store, checkpoint, batches[:3], heard := Heard())
         said.append(heard.details + heard.notes)
         scales = [solution.store.load(*each).scale.ravel() for each in sorted(solution.inner.items())]
         found.append(np.concatenate(scales).astype(float))
