@@ -11,8 +11,8 @@ from gpt54_convert.verify.tally import Measured
 from gpt54_convert.verify.verdict import FAIL, PASS, UNKNOWN
 
 
-def judged(kl, agreement, spread=0.0):
-    """Outcomes of both default gates of 16 bits: a KL of 1e-4 at most, an agreement of 0.99 at least."""
+def judged(kl, agreement, spread=0.0, bits=16.0):
+    """Outcomes of both default gates; of 16 bits: a KL of 1e-4 at most, an agreement of 0.99 at least."""
     ends = np.linspace(-spread, spread, 1000)
     figures = {
         "kl_mean_nats": Measured("kl_mean_nats", kl, np.full(1000, kl)),
@@ -20,7 +20,7 @@ def judged(kl, agreement, spread=0.0):
     }
     lineup = SimpleNamespace(has_grids=False)
     judge = Judge(Bench(None, [], lineup, None, None), metrics.LOGITS, figures, {})
-    return [judge(gate).outcome for gate in gates.defaults("logits", 16.0, False)]
+    return [judge(gate).outcome for gate in gates.defaults("logits", bits, False)]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,11 @@ def judged(kl, agreement, spread=0.0):
 )
 def test_the_agreement(kl, agreement, spread, outcome):
     assert judged(kl, agreement, spread) == [PASS, outcome]
+
+
+def test_of_few_bits_a_small_error_excuses_nothing():
+    """In a model with flat answers a fault may well leave a KL far below the 0.08 that 4 bits may cost."""
+    assert judged(0.001, 0.6, 0.001, bits=4.5) == [PASS, FAIL]
 
 
 def test_an_error_beyond_its_gate_excuses_nothing():
