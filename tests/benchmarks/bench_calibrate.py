@@ -1,8 +1,8 @@
 """Peak memory and CPU time of a calibrated job on some layers of a large synthetic model.
 
 `python tests/benchmarks/bench_calibrate.py [--layers 2] [--vocabulary 128256] [-- OPTIONS of quantize]`.
-Width 2048, feed-forward 8192, a head of its own: the shape of a Llama of 1.2 B.  Weights are held a layer
-at a time, so that memory hardly depends on how many layers there are.
+Width 2048, feed-forward 8192, a head of its own: the shape of a Llama of 1.2 B, which has 16 layers.  Memory
+should hardly depend on how many there are; only a whole model shows whether that is so.
 """
 
 from __future__ import annotations
