@@ -91,6 +91,11 @@ class Match:
         stem = self.weight.hf.format(i=self.layer)
         return stem + (".bias" if self.is_bias else self.weight.hf_suffix)
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether transformers stores it [in, out] (`Weight.conv1d`), where all else here is [out, in]."""
+        return self.weight.conv1d and not self.is_bias
+
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         """The shape it must have: [out, in] of a matrix, [out] of a bias or a norm."""
         entries = self.weight.shape[:1] if self.is_bias else self.weight.shape

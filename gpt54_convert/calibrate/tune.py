@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -38,7 +37,7 @@ _BETAS = (0.9, 0.95)
 _HELD_PART = 8
 _ANSWER_BYTES = 128 << 20  # of one model's answers, which bounds how many documents run together
 # Of codes, held in memory instead of read for every product; a GPU has some to spare.
-_KEEP_BYTES = defaultdict(lambda: 4 << 30, cpu=256 << 20)
+_KEEP_BYTES, _KEEP_BYTES_GPU = 256 << 20, 4 << 30
 _COARSE = 0.02  # nats from which on bfloat16's own error, below 0.001, does not matter
 _SEED = 54
 
@@ -88,7 +87,8 @@ def _trained(
 ) -> dict[str, Read]:
     """The tensors with better scales, or none."""
     grids = {name: grid for name, grid in solution.inner.items() if store.has(name, grid)}
-    keep = sum(checkpoint.tensors[name].size for name in grids) <= _KEEP_BYTES[device.type]
+    limit = _KEEP_BYTES if device == CPU else _KEEP_BYTES_GPU
+    keep = sum(checkpoint.tensors[name].size for name in grids) <= limit
     fit, held = split(batches)
     with TorchReference(checkpoint, device=device) as reference:
         matrices = {

@@ -42,7 +42,10 @@ class Visitor(Protocol):
         ...
 
     def solve(self, weights: Mapping[str, Floats], seen: Mapping[str, Seen]) -> None:
-        """Find new weights for some of a layer's matrices, which are given one by one [out, in]."""
+        """Find new weights for some of a layer's matrices, which are given one by one [out, in].
+
+        None are given to a visitor that changes none (`visitor_keeps`).
+        """
         ...
 
 
@@ -100,7 +103,8 @@ class Walk:
             trim()
             met = [name for name in names if name in seen]
             for name in met:  # nothing but one matrix is held meanwhile: a layer may be large
-                visitor.solve({name: self._matrix(layer, name)}, {name: seen.pop(name)})
+                weights = {} if visitor_keeps(visitor) else {name: self._matrix(layer, name)}
+                visitor.solve(weights, {name: seen.pop(name)})
             trim()
             new = visitor.known(met) or {}
         if new or not outputs_done:

@@ -80,7 +80,7 @@ def with_weights(checkpoint: Checkpoint, values: dict[str, torch.Tensor], path: 
         if name not in spilled:
             return old
         new, match = spilled[name], architecture.match(name) if architecture else None
-        if match is not None and match.weight.conv1d and not match.is_bias:
+        if match is not None and match.is_turned:
             new = views.transposed(new)
         return views.cast(new, old.dtype if old.grid is None else "float32")
 

@@ -151,7 +151,7 @@ def _bound(
 def _is_conv1d(checkpoint: Checkpoint, name: str) -> bool:
     """Whether transformers holds this matrix as [in, out], where a checkpoint has [out, in]."""
     match = archs.by_name(checkpoint.architecture).match(name) if checkpoint.architecture else None
-    return match is not None and match.weight.conv1d and not match.is_bias
+    return match is not None and match.is_turned
 
 
 def _serialised(model: ir.Model) -> bytes:

@@ -80,7 +80,7 @@ def _is_embedding(role: str, name: str) -> bool:
 
 
 def _is_conv1d(name: str) -> bool:
-    return any(match.weight.conv1d and not match.is_bias for match in _roles(name))
+    return any(match.is_turned for match in _roles(name))
 
 
 def float_grid(role: str, tensor: LazyTensor, grid: Grid) -> Grid:
@@ -180,8 +180,8 @@ def _as_stored(checkpoint: Checkpoint, tensor: LazyTensor) -> LazyTensor:
     if tensor.grid is None:
         architecture = archs.by_name(checkpoint.architecture) if checkpoint.architecture else None
         match = architecture.match(tensor.name) if architecture else None
-        conv1d = match is not None and match.weight.conv1d and not match.is_bias
-        return (views.transposed(tensor) if conv1d and len(tensor.shape) == 2 else tensor).renamed(name)
+        turned = match is not None and match.is_turned
+        return (views.transposed(tensor) if turned and len(tensor.shape) == 2 else tensor).renamed(name)
     target = _hf_folder.stored_grid(tensor.grid)
     problem = refuses("", tensor, target)
     if problem is not None:

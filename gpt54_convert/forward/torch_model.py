@@ -95,7 +95,7 @@ class Weights(Mapping[str, torch.Tensor]):
         value = torch.from_numpy(out.reshape(tensor.shape)).to(self._dtype)
         match = self._architecture.match(name) if self._architecture else None
         # transformers' Conv1D keeps its matrix as [in, out], a checkpoint every matrix as [out, in].
-        transposed = match is not None and match.weight.conv1d and not match.is_bias
+        transposed = match is not None and match.is_turned
         return value.T.contiguous() if transposed and value.dim() == 2 else value
 
 

@@ -115,6 +115,6 @@ def undone(tensor: LazyTensor, match: Match, sizes: Mapping[str, int], own: Any)
         tensor = views.permuted_heads(tensor, sizes[weight.rope], inverse=True)
     if weight.plus_one:
         tensor = views.shifted(tensor, -1.0)
-    if weight.conv1d and not match.is_bias and len(tensor.shape) == 2:
+    if match.is_turned and len(tensor.shape) == 2:
         tensor = views.transposed(tensor)  # undone again where shapes are checked, at no cost
     return replace(tensor, name=match.hf)

@@ -131,7 +131,7 @@ def _checked(
             )
         return tensor
     shape, stored = match.shape(sizes), tensor.shape
-    if match.weight.conv1d and not match.is_bias and len(stored) == 2:
+    if match.is_turned and len(stored) == 2:
         tensor = views.transposed(tensor)
     if tensor.shape != shape:
         wanted = shape[::-1] if match.weight.conv1d else shape

@@ -96,7 +96,8 @@ def parse(text: str, known: tuple[str, ...]) -> Gate:
         return Gate(figure, sign, factor, right)
     limit = float(right.rstrip("%")) / (100 if right.endswith("%") else 1)
     if factor * limit > 1 and figure.endswith(("_agreement", "cosine_mean")):
-        raise UsageError(f"--gate {text!r}: {figure} is 1 at most; write {right}% or {limit / 100:g}")
+        hint = f"; write {right}% or {limit / 100:g}" if "%" not in right and limit <= 100 else ""
+        raise UsageError(f"--gate {text!r}: {figure} is 1 at most{hint}")
     return Gate(figure, sign, factor * limit)
 
 

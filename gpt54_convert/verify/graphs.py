@@ -22,13 +22,13 @@ from gpt54_convert.verify.runner import Runner
 from gpt54_convert.verify.tally import Tally
 from gpt54_convert.verify.verdict import FAIL, PASS, Check
 
-TOKENS = 256
-_FIGURES = {metrics.LOGITS: "kl_mean_nats", metrics.HIDDEN: "hidden_nmse"}
+FIGURES = {metrics.LOGITS: "kl_mean_nats", metrics.HIDDEN: "hidden_nmse"}
 # Mean KL in nats, or squared error.  Float32 itself leaves 1e-13 to 1e-10, and graphs come to about as much;
 # an epsilon a hundred times too large, in a tiny model with layers of 4 bits, to 6e-7.
 _LIMIT, _HALF, _SECOND = 1e-8, 1e-3, 1e-3
 _NOISE = 100.0  # times what float32 leaves, in models that make much of it
 _FACTOR = 2.0
+_TOKENS = 256
 
 
 class Graphs:
@@ -44,7 +44,7 @@ class Graphs:
 
     def listen(self, documents: list[Document], runner: Runner) -> None:
         """Run the first graph as it is, where a second one will be held to it."""
-        self._batches = [stack([document], i) for i, document in enumerate(docs.some(documents, TOKENS))]
+        self._batches = [stack([document], i) for i, document in enumerate(docs.some(documents, _TOKENS))]
         if self._second is not None:
             self._first = [runner.logits(batch) for batch in self._batches]
 
@@ -65,20 +65,10 @@ class Graphs:
         checks = []
         if wanted is not None:
             limit = max(_HALF if half else _LIMIT, _NOISE * noise)
-            checks.append(self._made("graph", self._distance(wanted, exact), limit))
+            checks.append(_first(self._kind, self._distance(wanted, exact), limit))
         if self._second is not None:
             checks.append(self._check_second(self._second, exact))
         return checks
-
-    def _made(self, name: str, apart: float | None, limit: float) -> Check:
-        if apart is None:
-            return Check("outputs", name, FAIL, "computed without rounding, it answers with NaN or infinity")
-        unit = "nats" if self._kind == metrics.LOGITS else "of the squares"
-        detail = (
-            f"computed without rounding of inputs it is {apart:.2g} {unit} from torch on the same weights "
-            f"(at most {limit:.2g})"
-        )
-        return Check("outputs", name, PASS if apart <= limit else FAIL, detail, apart, limit)
 
     def _check_second(self, file: Path, exact: list[Floats]) -> Check:
         open_second = self._module.open_second
@@ -109,4 +99,16 @@ class Graphs:
         for each in zip(self._batches, reference, answers, strict=True):
             tally.add(*each)
         finite = tally.finite and tally.reference_finite
-        return tally.figures()[_FIGURES[self._kind]].value if finite else None
+        return tally.figures()[FIGURES[self._kind]].value if finite else None
+
+
+def _first(kind: str, apart: float | None, limit: float) -> Check:
+    """The check of a first graph that is `apart` from torch, None for answers that are not finite."""
+    if apart is None:
+        return Check("outputs", "graph", FAIL, "computed without rounding, it answers with NaN or infinity")
+    unit = "nats" if kind == metrics.LOGITS else "of the squares"
+    detail = (
+        f"computed without rounding of inputs it is {apart:.2g} {unit} from torch on the same weights "
+        f"(at most {limit:.2g})"
+    )
+    return Check("outputs", "graph", PASS if apart <= limit else FAIL, detail, apart, limit)

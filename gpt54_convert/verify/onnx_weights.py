@@ -100,8 +100,8 @@ def _as_in_a_folder(
 
     def turned(name: str, tensor: LazyTensor) -> LazyTensor:
         match = architecture.match(name) if architecture else None
-        conv1d = match is not None and match.weight.conv1d and not match.is_bias and len(tensor.shape) == 2
-        return views.transposed(tensor) if conv1d else tensor
+        is_turned = match is not None and match.is_turned and len(tensor.shape) == 2
+        return views.transposed(tensor) if is_turned else tensor
 
     return {name: turned(name, tensor) for name, tensor in tensors.items()}
 
